@@ -125,7 +125,7 @@ def _measure_next_due_query_ms(url: str) -> float:
     [spec] = create_reminding_app(url).reactions.values()
     try:
         database.connect()
-        statement = ConditionQuery(spec, database).select_next_base_times(HORIZON, AT_ONCE)
+        statement = ConditionQuery(spec, database).selects.select_next_base_times(HORIZON, AT_ONCE)
         started = time.perf_counter()
         for _ in range(LOOKS):
             with database.reading() as connection:

@@ -187,7 +187,7 @@ class CarriedOut:
         self.any = threading.Event()
         self._record = record
 
-    def hear(self, touched: commit_hooks.Touched) -> None:
+    def note_commit(self, touched: commit_hooks.TouchedRecords) -> None:
         """Record the commit of any thread; the engine calls it."""
         if threading.current_thread() is threading.main_thread():
             return

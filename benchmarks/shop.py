@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Absent, App, ExternalService, IdempotencyKey, InDoubt, ReactionContext, Store, Unknown, UtcDateTime
 from groundstate.app.declared import reactions_of
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 
@@ -141,7 +141,7 @@ def create_proposed_indexes(app: App) -> list[str]:
     for store in app.stores:
         database, _, _ = connect.open_store(store.settings())
         try:
-            findings = check(database, [ConditionQuery(spec, database) for spec in reactions_of(app, store)], store.metadatas)
+            findings = check_database(database, [ConditionQuery(spec, database) for spec in reactions_of(app, store)], store.metadatas)
         finally:
             database.close()
         made += [one.cure for one in findings if one.kind == "index" and one.cure]

@@ -144,7 +144,7 @@ def _time_look_s(question: ConditionQuery, waiting: int) -> float:
         record = tx.session.get(Hook, waiting)
         started = time.perf_counter()
         page = found.next_page(tx.connection, None, LIMIT) if found is not None else group_scan.Page()
-        may = in_order.places_of_records_that_may_go(tx, question, [(last, record)])
+        may = in_order.find_places_of_records_in_turn(tx, question, [(last, record)])
         took = time.perf_counter() - started
     require_count("keys of the line's head", len(page.keys), 1)
     require_count("records whose turn it is", len(may), 1 if waiting == 1 else 0)

@@ -11,11 +11,11 @@ import pytest
 from tools.servers.postgres import PostgresServer
 
 from groundstate.app import worker_group
-from groundstate.engine import worker
 from groundstate.engine.call import call_turn
 from groundstate.engine.operate import action
 from groundstate.engine.recover import startup
-from groundstate.engine.watch import sweeps
+from groundstate.engine.watch import batch_locks, sweeps
+from groundstate.engine.worker import shut_down, worker
 from groundstate.telemetry import cached_queries
 from tests import compiled
 from tests.databases import Databases
@@ -108,12 +108,18 @@ def unhurried() -> Iterator[None]:
         patch.setattr(worker_group, "START_S", HANG_S)  # for a store that does not come up beside one that does
         patch.setattr(startup, "LOCKED_OUT_S", 10 * HANG_S)  # for locks of others, and for a server that takes nobody just now
         patch.setattr(worker, "LEAVES_S", HANG_S)  # at a stop, for its thread
-        patch.setattr(worker, "CALLS_END_S", HANG_S)  # at a stop, for its async calls
+        patch.setattr(shut_down, "CALLS_END_S", HANG_S)  # at a stop, for its async calls
         patch.setattr(call_turn, "LAST_WRITES_S", HANG_S)  # at a stop, to write down what is in doubt
         patch.setattr(action, "PATIENCE_S", HANG_S)  # for a person's word, while a record is locked
         patch.setattr(cached_queries, "WAIT_S", HANG_S)  # for an answer to whoever scrapes
         patch.setattr(sweeps, "SWEEP_LED_S", 10 * HANG_S)  # until it sweeps by itself beside another one that sweeps
         yield
+
+
+@pytest.fixture
+def whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine ends no batch in its middle: for tests of what the records of one batch do to each other, or of what a batch costs."""
+    monkeypatch.setattr(batch_locks.BatchLocks, "target_hold_s", HANG_S)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ import pytest
 
 from groundstate.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice, SeededDice, SystemDice
 from groundstate.engine.rows import attempts
-from groundstate.engine.worker import Options, Runtime, Worker
+from groundstate.engine.worker.options import Options
+from groundstate.engine.worker.runtime import Runtime
+from groundstate.engine.worker.worker import Worker
 from groundstate.store import connect
 from tests.engine.clocks import Turned
 
@@ -19,7 +21,7 @@ def test_the_clocks_of_the_system_are_those_of_the_system() -> None:
     for ours, theirs in ((SYSTEM_CLOCK.monotonic, time.monotonic), (SYSTEM_CLOCK.wall, time.time)):
         before = theirs()
         assert before <= ours() <= theirs()
-    assert SYSTEM_CLOCK.boot() <= SYSTEM_CLOCK.boot()
+    assert SYSTEM_CLOCK.uptime_s() <= SYSTEM_CLOCK.uptime_s()
     assert SYSTEM_CLOCK.monotonic is time.monotonic, "what is read for each row costs one call of a built-in function"
 
 

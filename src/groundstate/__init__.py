@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from groundstate.engine.health import WorkerHealth
     from groundstate.engine.rows.reaction_registry import UnacceptedReaction
     from groundstate.engine.sql.call_write_guard import call_writes
-    from groundstate.engine.worker import StopResult
+    from groundstate.engine.worker.shut_down import StopResult
     from groundstate.rules.cron import Cron
     from groundstate.rules.due import Due, after
     from groundstate.rules.in_order import InOrder
@@ -54,7 +54,7 @@ _HOMES = {
     "engine.health": ("WorkerHealth",),
     "engine.rows.reaction_registry": ("UnacceptedReaction",),
     "engine.sql.call_write_guard": ("call_writes",),
-    "engine.worker": ("StopResult",),
+    "engine.worker.shut_down": ("StopResult",),
     "rules.cron": ("Cron",),
     "rules.due": ("Due", "after"),
     "rules.in_order": ("InOrder",),

@@ -1,8 +1,8 @@
 """The entry point of `groundstate` and `python -m groundstate`. It handles SIGTERM before it imports the commands.
 
-A process with the id 1, as in a container, ignores signals that it has no handler for. Importing the command and the app's module takes a
-second or more. During that time nothing is in progress that could be left unfinished, so SIGTERM ends the process at once; after that,
-`groundstate run` installs its own handler.
+A process with the id 1, as in a container, ignores a signal for which it has no handler, and the imports of the command and of the app's
+module take a second or more. The handler that is installed here ends the process at once, since no work has begun yet. Later
+`groundstate run` installs its own handler instead.
 """
 
 from __future__ import annotations

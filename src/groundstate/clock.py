@@ -24,12 +24,12 @@ class Clock(Protocol):
         """
         ...
 
-    def boot(self) -> float:
+    def uptime_s(self) -> float:
         """Return the seconds of a clock that cannot be set. It goes on while the host is suspended, if the system has such a clock."""
         ...
 
     def wall(self) -> float:
-        """Return the time of day as seconds since 1970 in UTC. A person or NTP may set it, ahead or back."""
+        """Return the time of day as seconds since 1970 in UTC. A person or NTP may set it forward or back."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -44,7 +44,7 @@ class SystemClock:
     sleep = staticmethod(time.sleep)
 
     @staticmethod
-    def boot() -> float:
+    def uptime_s() -> float:
         """Return what CLOCK_BOOTTIME shows, or the monotonic clock on a system without it."""
         return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
@@ -59,11 +59,11 @@ class Dice(Protocol):
     drawn: list[int]
 
     def random(self) -> float:
-        """Return a number from 0 up to, and without, 1."""
+        """Return a number that is at least 0 and less than 1."""
         ...
 
     def randrange(self, stop: int, /) -> int:
-        """Return a whole number from 0 up to, and without, `stop`."""
+        """Return a whole number that is at least 0 and less than `stop`."""
         ...
 
     def getrandbits(self, count: int, /) -> int:

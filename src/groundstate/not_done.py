@@ -17,7 +17,8 @@ from typing import Final
 
 _Listed = tuple[str | Callable[[Exception], bool], ...]
 
-# Nothing must be switched off: by default httpx follows no redirects, and `retries=` of its transport repeats only the connecting.
+# Nothing must be switched off: by default httpx follows no redirects, and `retries=` of its transport repeats only the opening of a
+# connection.
 HTTPX: Final[_Listed] = (
     "httpx.ConnectError",  # no address, no connection, or no TLS: an HTTP request needs an open connection (RFC 9112, 9)
     "httpx.ConnectTimeout",  # no connection was made in time

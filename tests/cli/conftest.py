@@ -102,7 +102,7 @@ class Shop:
         })  # fmt: skip
         database, _ = self.open()
         with transaction.writing_transaction(database, self.name) as tx:
-            attempts.insert(tx, [made])
+            attempts.insert_attempts(tx, [made])
         return made
 
     @contextlib.contextmanager

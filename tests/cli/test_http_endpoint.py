@@ -163,7 +163,9 @@ def test_a_life_whose_lock_is_lost_is_alive_and_not_ready(watched: Watched, serv
     served.health.started = True
     until(lambda: served.unready() == [])
     # From now on no life can be begun: as where the database has gone.
-    monkeypatch.setattr("groundstate.engine.rows.incarnation.Incarnation.begin", lambda _life: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr(
+        "groundstate.engine.rows.incarnation.Incarnation.take_lock_and_insert_row", lambda _life: (_ for _ in ()).throw(OSError("gone"))
+    )
     for worker_ in watched.app._workers or ():
         worker_.incarnation.liveness.release()
     until(lambda: served.unready() == ["the lock of its worker is lost, or its database cannot be reached"])

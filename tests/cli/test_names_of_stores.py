@@ -19,7 +19,7 @@ from groundstate.app.declared import databases_of
 from groundstate.cli.common import find_app
 from groundstate.cli.health import Health, StuckLog
 from groundstate.cli.http_endpoint import Endpoint
-from groundstate.engine.worker import Worker
+from groundstate.engine.worker.loop_iteration import LoopIteration
 from groundstate.telemetry.traces import trace
 from tests.cli.conftest import Said, groundstate, module_named
 from tests.patience import HANG, until
@@ -176,15 +176,15 @@ def test_a_store_has_one_name_wherever_it_is_named(two: Two, caplog: pytest.LogC
     assert two.in_metrics()["groundstate_worker_up"] == two.in_metrics()["groundstate_pending_rows"] == two.names
     assert {(one.attributes or {})["groundstate.store"] for one in spans.get_finished_spans()} == two.names
     StuckLog(two.app, two.health, -1.0).log_changes()  # as if both hung
-    turn, ended = Worker._run_iteration, set[str]()
+    turn, ended = LoopIteration.run_iteration, set[str]()
 
-    def end_once(self: Worker) -> None:
-        if self.worker_health().store not in ended:
-            ended.add(self.worker_health().store)
+    def end_once(self: LoopIteration) -> None:
+        if self.components.worker_state.store not in ended:
+            ended.add(self.components.worker_state.store)
             raise Ends("no more turns")
         turn(self)
 
-    monkeypatch.setattr(Worker, "_run_iteration", end_once)
+    monkeypatch.setattr(LoopIteration, "run_iteration", end_once)
     until(lambda: {named(one) for one in caplog.records if event(one) == "worker_replaced"} == two.names)
     of_a_store = {event(one) for one in caplog.records if named(one)}
     assert of_a_store >= {"worker_began", "attempt_kept", "worker_stuck", "worker_ended", "worker_replaced"}

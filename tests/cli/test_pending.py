@@ -36,14 +36,14 @@ def statements() -> Iterator[list[str]]:
     """Every statement that any engine of this process sends meanwhile."""
     seen: list[str] = []
 
-    def hear(_connection: Any, _cursor: Any, statement: str, *_others: Any) -> None:
+    def note_commit(_connection: Any, _cursor: Any, statement: str, *_others: Any) -> None:
         seen.append(statement)
 
-    event.listen(Engine, "before_cursor_execute", hear)
+    event.listen(Engine, "before_cursor_execute", note_commit)
     try:
         yield seen
     finally:
-        event.remove(Engine, "before_cursor_execute", hear)
+        event.remove(Engine, "before_cursor_execute", note_commit)
 
 
 def fill(shop: Shop) -> None:

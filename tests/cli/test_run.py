@@ -182,7 +182,7 @@ def test_a_signal_ends_a_start_that_waits_for_its_database_at_once_and_with_0(fo
 def test_a_handler_that_hangs_is_in_the_log_with_where_it_stands_once_and_left_behind_at_the_end(sqlite_shop: Shop) -> None:
     module = Path(f"{sqlite_shop.module}.py")
     hanging = module.read_text().replace('    order.status = "packed"', '    __import__("time").sleep(600)')
-    module.write_text(f"{hanging}\nfrom groundstate.engine import worker\nworker.LEAVES_S = 0.5\n")
+    module.write_text(f"{hanging}\nfrom groundstate.engine.worker import worker\nworker.LEAVES_S = 0.5\n")
     sqlite_shop.order("paid")
     with worker(sqlite_shop, "--stuck", "1", "--drain", "0.5") as process:
         until(lambda: "has been stuck for" in said("err.txt"))

@@ -86,7 +86,7 @@ class Sharded:
         })  # fmt: skip
         database = connect.open_store(connect.resolve_settings(self.urls[shard]))[0]
         with transaction.writing_transaction(database, self.name) as tx:
-            attempts.insert(tx, [made])
+            attempts.insert_attempts(tx, [made])
         database.close()
 
     def attempts(self, shard: str) -> list[tuple[str, str]]:

@@ -21,8 +21,8 @@ class Turned:
         self._stands_at += 1e-6
         return self._stands_at + self.ahead
 
-    def boot(self) -> float:
-        return SYSTEM_CLOCK.boot()
+    def uptime_s(self) -> float:
+        return SYSTEM_CLOCK.uptime_s()
 
     def wall(self) -> float:
         return SYSTEM_CLOCK.wall()

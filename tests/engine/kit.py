@@ -25,7 +25,9 @@ from groundstate.engine.rows import attempts, clock_jumps
 from groundstate.engine.sql.call_write_guard import outside_of_call
 from groundstate.engine.watch import sweeps
 from groundstate.engine.watch.hint_publisher import HintPublisher
-from groundstate.engine.worker import Options, Runtime, Worker
+from groundstate.engine.worker.options import Options
+from groundstate.engine.worker.runtime import Runtime
+from groundstate.engine.worker.worker import Worker
 from groundstate.rules.attempt import Attempt
 from groundstate.store import connect
 from groundstate.store.tables import UtcDateTime, attempt, worker
@@ -203,12 +205,12 @@ class Life:
             self.transactions += 1
             said: list[str] = []
 
-            def hear(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+            def note_commit(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
                 said.append(statement.lower())
 
             with self._write(wait=wait) as connection:
                 if self.lose_word_of:
-                    event.listen(connection, "after_cursor_execute", hear)
+                    event.listen(connection, "after_cursor_execute", note_commit)
                 yield connection
                 if self.dead:  # in a handler of it
                     raise Killed
@@ -221,69 +223,69 @@ class Life:
         """From now on nothing of it commits; its lock is free."""
         with self._gate:
             self.dead = True
-        vars(self.worker)["_run_iteration"] = _die  # it dies at its next step, wherever that is
-        self.worker._go.set()
-        self.worker._wake.set()
-        if self.worker._thread.is_alive():
-            self.worker._thread.join(HANG_S)
+        vars(self.worker.loop.iteration)["run_iteration"] = _die  # it dies at its next step, wherever that is
+        self.worker.components.signals.go.set()
+        self.worker.components.signals.wake.set()
+        if self.worker.thread.is_alive():
+            self.worker.thread.join(HANG_S)
         self.worker.incarnation.liveness.release()  # of one that never started; a thread that died has let go of it
         self.database.close()
 
     def lose_lock(self, *, notices: bool = True, for_good: bool = False) -> None:
         """The lock is gone beneath the living worker, as by a reset connection. for_good: its number is not to be had again."""
         self.worker.incarnation.over = for_good
-        self.worker._succession.next_check = 0.0 if notices else float("inf")
+        self.worker.components.succession.next_check = 0.0 if notices else float("inf")
         self.worker.incarnation.liveness.release()
-        self.worker._wake.set()
+        self.worker.components.signals.wake.set()
 
     def sweep(self) -> None:
         """Waits until a sweep that began after this call has ended."""
-        self.worker._sweeps.next = 0.0
-        self.worker._wake.set()
-        until(lambda: self.worker._sweeps.next > 0)
+        self.worker.components.sweeps.next = 0.0
+        self.worker.components.signals.wake.set()
+        until(lambda: self.worker.components.sweeps.next > 0)
 
     def turn(self) -> None:
         """Waits until another turn has begun: one that was on, or about to look, is over."""
-        before = self.worker._leader.turned_at
-        self.worker._wake.set()
-        until(lambda: self.worker._leader.turned_at > before)
+        before = self.worker.components.leader.turned_at
+        self.worker.components.signals.wake.set()
+        until(lambda: self.worker.components.leader.turned_at > before)
 
     def sweep_no_more(self) -> None:
         """Until its `sweep`. A turn that is on, and just begins a sweep, would say when the next one is."""
-        while self.worker._sweeps.next != float("inf"):
-            self.worker._sweeps.next = float("inf")
+        while self.worker.components.sweeps.next != float("inf"):
+            self.worker.components.sweeps.next = float("inf")
             self.turn()
 
     def beat_no_more(self) -> None:
         """It looks no more who else is there, or died. A turn that is on, and just does so, would say when it does again."""
-        while self.worker._leader.next_beat != float("inf"):
-            self.worker._leader.next_beat = float("inf")
+        while self.worker.components.leader.next_beat != float("inf"):
+            self.worker.components.leader.next_beat = float("inf")
             self.turn()
 
     def hints_alone(self) -> None:
         """Nothing makes it look any more but hints and its own timers, until its `sweep`."""
-        self.worker._sweeps.next_look = float("inf")
+        self.worker.components.sweeps.next_look = float("inf")
         self.sweep_no_more()
         self.beat_no_more()
 
     @property
     def ended(self) -> bool:
-        return not self.worker._thread.is_alive()
+        return not self.worker.thread.is_alive()
 
     @property
     def pauses(self) -> bool:
         """Whether it pauses some outside."""
-        return bool(self.worker._call_turns.limits.scopes_with_open_breaker)
+        return bool(self.worker.components.call_turns.limits.scopes_with_open_breaker)
 
     @property
     def in_trouble(self) -> bool:
         """Whether its database was in trouble more than once in a row."""
-        return self.worker._trouble >= 2
+        return self.worker.components.trouble.errors_in_a_row >= 2
 
     def drain(self) -> None:
         """It is told to stop, and nobody waits for it yet."""
-        self.worker._worker_state.stopping = time.monotonic() + HANG_S
-        self.worker._wake.set()
+        self.worker.components.worker_state.begin_stop(time.monotonic() + HANG_S)
+        self.worker.components.signals.wake.set()
 
     def quiet(self) -> None:
         assert self.worker.wait_until_idle(HANG_S), "it was not quiet in time"
@@ -341,9 +343,9 @@ class World:
         """Moves the database's clock, for every worker of this world: each looks soon, as if it had waited so long."""
         self.ahead += seconds
         for life in self.lives:
-            if life.worker._sweeps.next != float("inf"):  # where a test says that no sweep helps
-                life.worker._sweeps.next = 0.0
-                life.worker._wake.set()
+            if life.worker.components.sweeps.next != float("inf"):  # where a test says that no sweep helps
+                life.worker.components.sweeps.next = 0.0
+                life.worker.components.signals.wake.set()
 
     # ---- rows ----------------------------------------------------------------------------------------------------------------
     def there(self) -> World:

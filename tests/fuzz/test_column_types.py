@@ -16,9 +16,8 @@ from sqlalchemy.orm import DeclarativeBase, Session, aliased, mapped_column
 from sqlalchemy.orm.exc import StaleDataError
 
 from groundstate import App, DeclarationError, ExternalService, InDoubt, Store
-from groundstate.engine.handle import asked_again, run_handler
-from groundstate.engine.handle.asked_again import RecheckBeforeHandlers
-from groundstate.engine.handle.run_handler import Work
+from groundstate.engine.handle import recheck_conditions, run_handler
+from groundstate.engine.handle.recheck_conditions import RecheckBeforeHandlers, Work
 from groundstate.engine.operate import actions
 from groundstate.engine.operate.action import Person
 from groundstate.engine.rows import attempts, claim, outcome_json
@@ -145,17 +144,17 @@ class Place:
         """As a batch does: the handler is run on the records of these ids, and all of it is written at once."""
         question, row = person.queries[column], self.rows[column]
         self.values = dict(values)
-        with person.incarnation.transaction() as tx:
+        with person.incarnation.open_transaction() as tx:
             records = tx.session.scalars(select(row).where(row.id.in_(values)).order_by(row.id)).all()
             works = [Work((record.id,), record, "", (), {}) for record in records]
             run_handler.run_for_each_record(
-                question, tx, question.spec.handler, RecheckBeforeHandlers(question, tx, works, asked_again.keys_still_to_handle)
+                question, tx, question.spec.handler, RecheckBeforeHandlers(question, tx, works, recheck_conditions.keys_still_to_handle)
             )
             assert run_handler.write_changes(question, tx, works) is not None, f"{column} goes by the unit of work"
 
     def hold(self, person: Person, pairs: Sequence[Pair]) -> None:
         """What an attempt is whose handler failed after the call."""
-        with person.incarnation.transaction() as tx:
+        with person.incarnation.open_transaction() as tx:
             held = []
             for one in pairs:
                 if not one.refused:
@@ -163,7 +162,7 @@ class Place:
                     fresh = attempts.new_attempt_of_record(person.queries[one.column], str(one.ours), "", person.incarnation.id, tx.now)
                     written = outcome_json.dump_outcomes(spec.outcome_type, [one.value])
                     held.append(rules.hold_refused_outcome(fresh, "the handler raised", None, written).attempt)
-            attempts.insert(tx, held)
+            attempts.insert_attempts(tx, held)
 
     def insert_keys(self, given_: Given) -> list[tuple[str, Any]]:
         """A row for each value by which plain SQLAlchemy writes its row as well. Returns those by which it does not find it again."""
@@ -189,9 +188,9 @@ class Place:
     def found_again(self, person: Person, column: str) -> list[tuple[str, int, int | None]]:
         """The records of which the text does not lead back to them: it, which they are, and which was found."""
         question, row = person.queries[column], self.rows[column]
-        with person.incarnation.transaction() as tx:
+        with person.incarnation.open_transaction() as tx:
             asked = tx.connection.execute(select(row.value, row.id))
-            there = {question.record_text((value,)): number for value, number in asked}
+            there = {question.keys.record_text((value,)): number for value, number in asked}
             looked = claim.lock_and_read_attempts(question, tx, [(self.world.app.name, column, one, "") for one in there])
             records = {identity[2]: standing.record for identity, standing in looked.standing.items()}
             numbers = {one: None if (record := records.get(one)) is None else record.id for one in there}
@@ -201,7 +200,7 @@ class Place:
     def write_by_keys(self, person: Person, column: str) -> None:
         """As a batch does."""
         question, row = person.queries[column], self.rows[column]
-        with person.incarnation.transaction() as tx:
+        with person.incarnation.open_transaction() as tx:
             records = tx.session.scalars(select(row)).all()
             works = [Work((record.value,), record, "", (), {}) for record in records]
             for record in records:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from groundstate import InDoubt
 from groundstate.engine.sql import commit_hooks
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from tests.engine.charging import charging
 from tests.engine.kit import Order, World, until
 from tests.fuzz.conftest import examples
@@ -34,8 +34,8 @@ NO_CLASSES: list[Any] = [None, 5, "orders"]
 
 
 @st.composite
-def touched(draw: st.DrawFn) -> Touched:
-    made = Touched()
+def touched(draw: st.DrawFn) -> TouchedRecords:
+    made = TouchedRecords()
     for record in draw(st.lists(st.sampled_from(CLASSES), max_size=3)):
         made.keys.setdefault(record, {}).update(draw(st.dictionaries(KEYS, NEW, max_size=6)))
     made.whole |= set(draw(st.lists(st.sampled_from([*CLASSES, *NO_CLASSES]), max_size=2)))
@@ -59,7 +59,7 @@ def world(database_url: str) -> Iterator[World]:
 
 @examples(6)
 @given(st.lists(touched(), min_size=1, max_size=4))
-def test_any_hints_change_no_final_state_and_end_no_worker(world: World, said: list[Touched]) -> None:
+def test_any_hints_change_no_final_state_and_end_no_worker(world: World, said: list[TouchedRecords]) -> None:
     world.orders_from(world.count() + 1, world.count() + 3)
     for one in said:
         commit_hooks.publish_hint(one)
@@ -79,10 +79,10 @@ def test_a_key_that_is_none_does_not_keep_fresh_rows_of_its_reaction_back(databa
     life = world.there().worker()
     try:
         for key in [(object(),), ("x", 1), (2**70,), (), (None,), (float("nan"),), ("\0",)]:
-            life.worker.hear(Touched(keys={Order: {key: None}}))
+            life.worker.note_commit(TouchedRecords(keys={Order: {key: None}}))
             world.orders_from(world.count() + 1, world.count() + 1)
             until(lambda: world.count(Order.status == "packed") == world.count())
-        until(lambda: not any(lane.fresh for lane in life.worker.queues))
+        until(lambda: not any(lane.rows.fresh for lane in life.worker.queues))
     finally:
         world.close()
 
@@ -99,7 +99,7 @@ def test_a_key_of_another_type_that_the_driver_takes_for_one_is_that_record(data
         life.quiet()
         world.run("insert into orders (id, status, round) values (5, 'placed', 1)")
         for key in [(uuid.UUID(int=5),), (5.0,), ("5",)]:
-            life.worker.hear(Touched(keys={Order: {key: None}}))
+            life.worker.note_commit(TouchedRecords(keys={Order: {key: None}}))
         until(lambda: world.order(5).status == "packed")
         life.quiet()
         assert world.attempts() == []
@@ -108,7 +108,7 @@ def test_a_key_of_another_type_that_the_driver_takes_for_one_is_that_record(data
 
 
 def test_a_million_keys_are_told_as_the_whole_class() -> None:
-    made = Touched()
+    made = TouchedRecords()
     made.add(Order, [(number,) for number in range(1_000_000)], None)
     assert made.whole == {Order}
     assert made.keys == {}

@@ -151,7 +151,7 @@ def test_a_column_of_ours_that_goes_under_a_running_worker_is_waited_for(shop: S
     with working(shop) as app:
         shop.sql("ALTER TABLE groundstate_attempt RENAME COLUMN state TO gone")
         shop.order("placed", 3)
-        until(lambda: app._workers[0]._trouble > 0)
+        until(lambda: app._workers[0].components.trouble.errors_in_a_row > 0)
         assert rows(shop, "SELECT count(*) FROM groundstate_attempt")[0][0] == 0  # no attempt, no call
         shop.sql("ALTER TABLE groundstate_attempt RENAME COLUMN gone TO state")
         until(lambda: packed(shop, 1, 3))

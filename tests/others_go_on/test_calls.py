@@ -14,12 +14,12 @@ from typing import Any, NoReturn
 import pytest
 
 from groundstate import ExternalService, Failure, InDoubt, NotDone, Retry
-from groundstate.engine import worker
 from groundstate.engine.call import executor, thread_pool
-from groundstate.engine.call.failed_calls import FailedCalls
+from groundstate.engine.call.result_log import FailedCalls
 from groundstate.engine.rows.in_flight import NothingHappened, Unclear
 from groundstate.engine.rows.limited_logging import LINES_MOST, WITHIN_S, LimitedLines
 from groundstate.engine.watch.log_backoff import RepeatedTrouble
+from groundstate.engine.worker import shut_down
 from groundstate.rules.circuit_breaker import IN_A_ROW
 from tests.engine.kit import HANG_S, QUICK, Order, ms, until
 from tests.others_go_on.conftest import MORE, ONCE, ONE, OTHERS, Beside
@@ -74,7 +74,7 @@ def test_an_async_call_that_swallows_its_cancellation_is_told_as_a_thread_that_h
     beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "UNWINDS_S", 0.01)
-    monkeypatch.setattr(worker, "CALLS_END_S", 0.01)
+    monkeypatch.setattr(shut_down, "CALLS_END_S", 0.01)
     gate = threading.Event()
 
     async def swallow() -> str:
@@ -86,12 +86,12 @@ def test_an_async_call_that_swallows_its_cancellation_is_told_as_a_thread_that_h
     beside.called(swallow, in_doubt=InDoubt.hold(), timeout=ms(20), service=ExternalService("desk", limit=20))
     beside.go_on("timed out after 0.02 s", event="call_hangs", state="doubt")
     one = beside.lives[0].worker
-    assert one._call_turns.limits.number_of_hanging_calls == 1, "its slot is free, and one more call than the limit is under way"
+    assert one.components.call_turns.limits.number_of_hanging_calls == 1, "its slot is free, and one more call than the limit is under way"
     one.stop(0)
-    assert one.incarnation.liveness.is_held(), "another worker takes this one for dead, and settles a call that may still land"
+    assert one.incarnation.liveness.has_lock(), "another worker takes this one for dead, and settles a call that may still land"
     gate.set()
     until(lambda: "groundstate-last-calls" not in {thread.name for thread in threading.enumerate()})
-    assert not one.incarnation.liveness.is_held()
+    assert not one.incarnation.liveness.has_lock()
 
 
 def test_a_task_that_a_call_left_behind_may_end_the_process_and_the_calls_go_on(beside: Beside) -> None:
@@ -335,7 +335,7 @@ def test_a_sync_call_that_hangs_has_one_line_with_the_cure(beside: Beside) -> No
 
 def test_what_goes_on_is_said_at_once_and_then_at_gaps_that_double_up_to_a_minute() -> None:
     one = RepeatedTrouble()
-    said = [second for second in range(400) if one.may_log("no route", 100.0 + second)]
+    said = [second for second in range(400) if one.is_due_to_be_logged("no route", 100.0 + second)]
     assert said == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 363]
-    assert one.may_log("another error", 100.0)
-    assert not one.may_log("another error", 100.0)
+    assert one.is_due_to_be_logged("another error", 100.0)
+    assert not one.is_due_to_be_logged("another error", 100.0)

@@ -201,7 +201,9 @@ def test_a_client_raises_when_it_is_opened_and_when_it_is_closed(beside: Beside,
 def test_a_watch_raises_and_is_told_of_once(beside: Beside, late: bool) -> None:
     beside.called(_receipt, service=ExternalService("desk", limit=20))
     life = beside.worker(start=False)
-    life.worker._worker_state.watched = life.worker._call_turns.caller.watched = GuardedWatch(Where("shop", "here"), Broken(late=late))
+    life.worker.components.worker_state.watched = life.worker.components.call_turns.caller.watched = GuardedWatch(
+        Where("shop", "here"), Broken(late=late)
+    )
     life.worker.start()
     beside.placed()
     beside.until_done()

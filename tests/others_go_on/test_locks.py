@@ -96,19 +96,19 @@ def test_a_locked_table_is_waited_for_once_and_not_by_each_reaction_on_it(
     beside.until_done()
     life.quiet()
     lane = next(queue for queue in life.worker.queues if queue.name == "shut")
-    lane.admitted = False  # until somebody has locked the table
+    lane.postponement.wait_for_acceptance()  # until somebody has locked the table
     beside.add(Box(id=2))
     looked: list[int] = []
     really = locked_tables.recheck_barred_queues
 
     def look(worker_state: WorkerState) -> bool:
-        looked.append(sum(part.barred is not None for part in worker_state.all_queues))
+        looked.append(sum(part.postponement.barred is not None for part in worker_state.all_queues))
         return really(worker_state)
 
     with somebody(beside, f"LOCK TABLE boxes IN {mode} MODE"):
         event.listen(Engine, "handle_error", met)
         try:
-            lane.admitted = True
+            lane.postponement.admit()
             life.sweep()
             until(lambda: len(beside.told("reaction_barred")) == 5)
             monkeypatch.setattr(locked_tables, "recheck_barred_queues", look)
@@ -120,7 +120,7 @@ def test_a_locked_table_is_waited_for_once_and_not_by_each_reaction_on_it(
             event.remove(Engine, "handle_error", met)
     assert waited == [], "it is waited for again"
     until(lambda: len(beside.told("reaction_free")) == 5)
-    until(lambda: not any(part.barred for part in life.worker.queues))
+    until(lambda: not any(part.postponement.barred for part in life.worker.queues))
 
 
 @pytest.mark.usefixtures("locks_told_at_once")

@@ -12,7 +12,8 @@ from groundstate import ExternalService, InDoubt, Retry, Throttled
 from groundstate.engine.rows.limited_logging import LimitedLines
 from groundstate.engine.sql.safe_text import describe_exception
 from groundstate.engine.watch import reaction_pause
-from groundstate.engine.watch.work_queue import FAILING_MOST, WorkQueue
+from groundstate.engine.watch.postponement import FAILING_MOST
+from groundstate.engine.watch.work_queue import WorkQueue
 from groundstate.rules import circuit_breaker
 from groundstate.store.tables import attempt
 from tests.engine.kit import Life, Order, ms, until
@@ -74,7 +75,7 @@ def failures(beside: Beside) -> list[int]:
 
 
 def pauses(life: Life) -> bool:
-    return any(lane.failing.is_open for lane in life.worker.queues)
+    return any(lane.postponement.is_failing for lane in life.worker.queues)
 
 
 def idle(beside: Beside) -> WorkQueue:
@@ -152,9 +153,9 @@ def test_pauses_that_come_again_and_again_are_told_ten_times_a_minute(beside: Be
     lane, lines = idle(beside), LimitedLines()
     for number in range(30):
         reaction_pause.count_batch_in_breaker(lane, lines, 0, {(key,): "no" for key in range(FAILING_MOST)}, number)
-        assert lane.failing.is_open
+        assert lane.postponement.is_failing
         reaction_pause.count_batch_in_breaker(lane, lines, 1, {}, number)
-        assert not lane.failing.is_open
+        assert not lane.postponement.is_failing
     told = [getattr(one, "pauses", None) for one in beside.said.records if getattr(one, "event", "") == "reaction_pauses"]
     assert told == [True, False] * 10
     lines.log_left_out_counts(100.0)
@@ -165,8 +166,8 @@ def test_a_record_that_fails_again_does_not_make_the_pause_longer(beside: Beside
     lane, lines = idle(beside), LimitedLines()
     wrong = {(key,): "no" for key in range(FAILING_MOST)}
     reaction_pause.count_batch_in_breaker(lane, lines, 0, wrong, 100.0)
-    until_ = lane.failing.until
+    until_ = lane.postponement.failing_until
     reaction_pause.count_batch_in_breaker(lane, lines, 0, wrong, until_ + 1)
-    assert lane.failing.calls_allowed(8, 0, until_ + 1) == 1
+    assert lane.postponement.limit_records(8, until_ + 1) == 1
     reaction_pause.count_batch_in_breaker(lane, lines, 0, {(77,): "no"}, until_ + 1)
-    assert lane.failing.calls_allowed(8, 0, until_ + 1) == 0
+    assert lane.postponement.limit_records(8, until_ + 1) == 0

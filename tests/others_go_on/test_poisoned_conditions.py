@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import Due, ExternalService, InDoubt, InOrder, UtcDateTime
 from groundstate.cli.common import open_store_read_only
 from groundstate.engine.operate import actions
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.operate.plan import build_plan
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch import raising_conditions
@@ -329,7 +329,9 @@ def test_the_reports_name_the_row_before_any_worker_met_it(beside: Beside) -> No
     assert f"{OF_ONE}: {words_of(beside)}" in beside.why().next
     assert "as soon as a worker runs" in beside.why(2).next
     with open_store_read_only(beside.app.stores[0]) as (database, _lives):
-        found = check(database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], beside.app.stores[0].metadatas)
+        found = check_database(
+            database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], beside.app.stores[0].metadatas
+        )
         planned = build_plan(beside.app.name, database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
     assert [(one.level, one.kind, one.subject) for one in found if one.kind in ("condition", "index")] == [("problem", "condition", "done")]
     assert said in next(one.words for one in found if one.kind == "condition")

@@ -67,10 +67,15 @@ def calls_before_a_good_one(beside: Beside, service: Service, *good: Order) -> l
     service.hold.set()
     beside.forward(60)  # those in doubt are asked after now
     assert service.waiting.wait(60)
-    until(lambda: len(life.worker._call_turns._flying) == 1)  # those that were begun before the pause are back
+    until(lambda: len(life.worker.components.call_turns._flying) == 1)  # those that were begun before the pause are back
     mark = len(service.calls)
     beside.add(*good)
-    until(lambda: any(queue.has_work and not queue.due for queue in life.worker.queues) or any(queue.fresh for queue in life.worker.queues))
+    until(
+        lambda: (
+            any(queue.has_work and not queue.due_work.has_due_attempts for queue in life.worker.queues)
+            or any(queue.rows.fresh for queue in life.worker.queues)
+        )
+    )
     service.hold.clear()
     until(lambda: beside.count(Order.status == RECEIPT) == len(good), beside.attempts)
     calls = service.calls[mark:]

@@ -55,8 +55,8 @@ def test_one_of_two_databases_is_silent(
             asked = StoreReader(databases_of(app))
             ((store, report),) = asked.read_each(lambda store: pending.read_pending(app, store))
             assert (store.label, report.to_do[0].rows) == ("shop", 0)
-            assert [one.store for one in asked.unreadable_as_json["unusable"]] == ["bank"]
-            assert asked.unreadable_as_json["unusable"][0].message.startswith("the database does not answer: ")
+            assert [one.store for one in asked.unusable_stores_json["unusable"]] == ["bank"]
+            assert asked.unusable_stores_json["unusable"][0].message.startswith("the database does not answer: ")
         told = [one for one in caplog.records if getattr(one, "event", "") == "database_trouble"]
         assert {getattr(one, "store", None) for one in told} == {"bank"}
 

@@ -35,7 +35,7 @@ def test_a_condition_takes_very_long(beside: Beside, monkeypatch: pytest.MonkeyP
     beside.run("INSERT INTO orders (id, status, round) VALUES (1001, 'placed', 1)")  # of which nobody gives a hint
     life.sweep()
     until(lambda: 1001 in beside.done())
-    assert life.worker.queues[0].aside
+    assert life.worker.queues[0].rows.aside
     assert (beside.count(Order.note.is_not(None)), beside.told("condition_slow")) == (0, [line])
 
 

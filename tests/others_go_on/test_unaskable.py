@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import StateRefusedError
 from groundstate.cli.common import open_store_read_only
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.operate.plan import build_plan
 from groundstate.engine.sql.condition_query import ConditionQuery
 from tests.engine.kit import Base, until
@@ -93,7 +93,7 @@ def test_a_condition_cannot_be_asked(database_url: str, caplog: pytest.LogCaptur
         assert {one.reaction: words in (one.lacks or "") for one in planned.reactions} == {"shut": True, "done": False}
         assert planned.needs_person
         with open_store_read_only(beside.app.stores[0]) as (database, _lives):
-            found = check(database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
+            found = check_database(database, [ConditionQuery(spec, database) for spec in beside.app.reactions.values()], [])
         assert [one.subject for one in found if one.level == "problem" and words in one.words] == ["shut"]
         beside.worker()
         beside.until_done()

@@ -17,7 +17,7 @@ from sqlalchemy.types import TypeDecorator
 from groundstate import Due, ExternalService, InDoubt, InOrder, StateRefusedError, UtcDateTime
 from groundstate.app import loader_options
 from groundstate.cli.common import open_store_read_only
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.operate.plan import build_plan
 from groundstate.engine.recover.admission import Admission
 from groundstate.engine.rows import reaction_registry
@@ -108,7 +108,7 @@ def reported(beside: Beside, words: str) -> None:
     with open_store_read_only(beside.app.stores[0]) as (database, _lives):
         queries = [ConditionQuery(spec, database) for spec in beside.app.reactions.values()]
         planned = build_plan(beside.app.name, database, queries, [])
-        found = check(database, queries, beside.app.stores[0].metadatas)
+        found = check_database(database, queries, beside.app.stores[0].metadatas)
     assert {one.reaction: words in (one.lacks or "") for one in planned.reactions} == {"shut": True, "done": False}
     assert [one.subject for one in found if one.level == "problem" and words in one.words] == ["shut"]
 
@@ -119,7 +119,7 @@ def waits_while_the_others_go_on(beside: Beside, words: str) -> None:
     life = beside.worker()
     until(lambda: len(beside.done()) == OTHERS + 1, beside.attempts)
     until(lambda: beside.told("reaction_unfit"))
-    until(lambda: life.worker._admission.recheck_lacking_reactions() is not None)
+    until(lambda: life.worker.components.admission.recheck_lacking_reactions() is not None)
     (line,) = beside.told("reaction_unfit")
     assert line.startswith("ERROR shut is not carried out: ")
     assert words in line
@@ -176,7 +176,7 @@ def test_a_type_that_takes_no_value_any_more_while_a_worker_runs_fails_no_record
     life.quiet()
     Picky.takes = False
     beside.run("INSERT INTO boxes (id, status, count, label) VALUES (1, 'open', 1, 'xy')")
-    life.worker._worker_state.queue_named("shut").note_keys([(1,)])
+    life.worker.components.worker_state.queue_named("shut").rows.note_keys([(1,)])
     life.turn()
     beside.add(Order(id=1000))
     until(lambda: beside.told("reaction_unfit"))
@@ -205,7 +205,7 @@ def test_an_outcome_of_such_a_reaction_waits_in_hand_and_the_others_are_conclude
     life = beside.worker()
     assert came.wait(HANG_S)
     Picky.takes = False
-    life.worker._next_watch = 0.0  # it is looked whether the call was overtaken
+    life.worker.loop.iteration._next_call_check = 0.0  # it is looked whether the call was overtaken
     life.turn()
     beside.placed()
     until(lambda: len(beside.done()) == OTHERS + 1, beside.attempts)

@@ -211,7 +211,7 @@ def test_an_outcome_that_cannot_be_written_down_is_in_the_log_when_the_worker_en
     beside.until_done()
     life.broken = True
     call.gate.set()
-    until(lambda: life.worker._call_turns._results)
+    until(lambda: life.worker.components.call_turns._results)
     assert life.worker.stop(0.1).in_doubt == 1
     (line,) = beside.told("outcome_unwritten")
     assert line.startswith(f"ERROR done on scans {ONE}: the outcome of its call could not be written before the worker ended")
@@ -225,7 +225,7 @@ def test_lines_of_a_transaction_that_is_rolled_back_are_not_written(beside: Besi
     spoil(beside)
     refused = [2]
     life = beside.worker(start=False)
-    write = life.worker.incarnation.transaction
+    write = life.worker.incarnation.open_transaction
 
     @contextmanager
     def refusing(**given: Any) -> Iterator[Any]:
@@ -235,7 +235,7 @@ def test_lines_of_a_transaction_that_is_rolled_back_are_not_written(beside: Besi
                 refused[0] -= 1
                 raise OperationalError("commit", None, Exception("database is locked"))
 
-    vars(life.worker.incarnation)["transaction"] = refusing
+    vars(life.worker.incarnation)["open_transaction"] = refusing
     life.worker.start()
     until(lambda: beside.states() == ["held"], beside.attempts)
     until(lambda: beside.told("attempt_kept"))

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from groundstate import App, ExternalService, InDoubt, Store
 from groundstate.cli.health import Health
-from groundstate.engine.worker import Worker
+from groundstate.engine.worker.loop_iteration import LoopIteration
+from groundstate.engine.worker.worker import Worker
 from groundstate.store import connect
 from tests.engine.kit import Base, Order, until
 from tests.others_go_on.conftest import ONCE, ONE, OTHERS, Beside
@@ -95,10 +96,10 @@ def test_a_workers_thread_ends_and_another_worker_carries_out(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = threading.Event()
-    turn, make = Worker._run_iteration, App._make_worker
+    turn, make = LoopIteration.run_iteration, App._make_worker
     ends = iter([True])
 
-    def end_once(self: Worker) -> None:
+    def end_once(self: LoopIteration) -> None:
         if next(ends, False):
             raise Ends("no more turns")
         turn(self)
@@ -108,7 +109,7 @@ def test_a_workers_thread_ends_and_another_worker_carries_out(
             assert gate.wait(HANG_S)
         return make(self, *arguments)
 
-    monkeypatch.setattr(Worker, "_run_iteration", end_once)
+    monkeypatch.setattr(LoopIteration, "run_iteration", end_once)
     monkeypatch.setattr(App, "_make_worker", wait)
     app = App("threads", Store(database_url, Base))
 

@@ -121,14 +121,14 @@ def asleep(*some: Life) -> Iterator[None]:
     """Their threads stand still at their next turn, as if their hosts were suspended."""
     awake, still = threading.Event(), [threading.Event() for _ in some]
     for life, stands in zip(some, still, strict=True):
-        vars(life.worker)["_run_iteration"] = _standing(life, stands, awake)
-        life.worker._wake.set()
+        vars(life.worker.loop.iteration)["run_iteration"] = _standing(life, stands, awake)
+        life.worker.components.signals.wake.set()
     assert all(stands.wait(HANG_S) for stands in still)
     try:
         yield
     finally:
         for life in some:
-            del vars(life.worker)["_run_iteration"]
+            del vars(life.worker.loop.iteration)["run_iteration"]
         awake.set()
 
 
@@ -387,14 +387,14 @@ def test_a_begin_whose_commit_landed_without_an_answer_is_known_for_not_sent_aft
     life = world.worker()
     life.sweep_no_more()
     restarted = threading.Event()
-    real = life.worker._succession.check_lock
+    real = life.worker.components.succession.check_lock
 
     def check(shift: Any) -> None:
         if life.lost:
             restarted.wait()
         real(shift)
 
-    vars(life.worker._succession)["check_lock"] = check
+    vars(life.worker.components.succession)["check_lock"] = check
     life.lose_word_of = "insert into groundstate_attempt"
     world.orders(3)
     until(lambda: life.lost == 1)

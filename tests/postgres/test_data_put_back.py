@@ -76,7 +76,7 @@ class Shop:
         database, make_lives, _ = connect.open_store(world.app.stores[0].settings())
         try:
             person = actions.build_person(world.app.name, list(world.app.reactions.values()), database, make_lives(), by="ada")
-            return renaming.trust(person, name).reactions
+            return renaming.trust_reactions(person, name).reactions
         finally:
             database.close()
 

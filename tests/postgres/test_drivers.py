@@ -23,7 +23,7 @@ def by_hints_alone(world: World) -> None:
     """A worker that has swept, and will not again."""
     life = world.worker()
     life.quiet()
-    life.worker._sweeps.next = float("inf")
+    life.worker.components.sweeps.next = float("inf")
 
 
 async def _writes_async(url: str, number: int) -> None:

@@ -174,7 +174,7 @@ def test_a_role_that_owns_nothing_carries_out_beside_it(world: World) -> None:
 def findings(world: World) -> list[Finding]:
     database, _, _ = connect.open_store(world.app.stores[0].settings())
     try:
-        return [one for one in checking.check(database, [], []) if one.kind == "kept rows"]
+        return [one for one in checking.check_database(database, [], []) if one.kind == "kept rows"]
     finally:
         database.close()
 

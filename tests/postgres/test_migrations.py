@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import App, Store
 from groundstate.cli import pending, status
-from groundstate.engine.call import kept_outcomes
+from groundstate.engine.call import result_log
 from groundstate.engine.operate import why
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect, postgres
@@ -64,8 +64,8 @@ def test_a_locked_table_is_waited_for_and_said_and_others_go_on(world: World, ca
     with caplog.at_level(logging.INFO, "groundstate"), world.engine.begin() as migration:
         migration.exec_driver_sql(f"lock table {locked} in access exclusive mode")
         gateway.gate.set()
-        life.worker._sweeps.next = 0.0
-        life.worker._wake.set()
+        life.worker.components.sweeps.next = 0.0
+        life.worker.components.signals.wake.set()
         until(lambda: told(caplog, "reaction_barred"))
         pid = migration.exec_driver_sql("select pg_backend_pid()").scalar_one()
         name, other = ("paid", "closed") if calls else ("closed", "paid")
@@ -125,7 +125,7 @@ def test_an_answer_that_waits_for_a_locked_row_is_told_with_who_has_it_and_when_
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "groundstate")
-    monkeypatch.setattr(kept_outcomes, "TOLD_AFTER_S", 0.05)
+    monkeypatch.setattr(result_log, "TOLD_AFTER_S", 0.05)
     gateway = charging(world, ASK)
     gateway.plan(1, "done_hang")
     world.orders(1)

@@ -70,7 +70,7 @@ def test_the_work_goes_through_the_pooler_and_the_lock_past_it(pooled: tuple[str
         for number in range(31, 51):  # one by one, so that statements come often enough to be prepared
             world.orders_from(number, number)
             until(lambda number=number: world.order(number).status == "packed")  # type: ignore[misc]
-        assert life.worker.incarnation.liveness.is_held()
+        assert life.worker.incarnation.liveness.has_lock()
         life.quiet()
         assert [gateway.done(number) for number in range(1, 51)] == [1] * 50
         past = (
@@ -90,7 +90,7 @@ def test_hints_through_a_pooler_are_not_up_say_why_and_leave_no_setting_to_other
     try:
         transport.open("groundstate.pooled", lambda _hint: None)
         until(lambda: "direct=" in caplog.text)
-        assert not transport.up
+        assert not transport.is_usable
         # The tests' own pooler gives a session to who greets it alike.
         engine = create_engine(pooled[0], poolclass=NullPool, connect_args={"application_name": "groundstate hints"})
         for _ in range(6):  # as many as the pooler has sessions, and one

@@ -78,7 +78,7 @@ def test_a_server_started_anew_while_a_worker_comes_up_is_no_end_of_the_start(
 ) -> None:
     def restarted(shift: Any) -> None:
         killed_and_started(server, world)
-        with shift.incarnation.transaction():  # as where there is something to adopt
+        with shift.incarnation.open_transaction():  # as where there is something to adopt
             pass
 
     _comes_up_all_the_same(world, monkeypatch, restarted)
@@ -87,7 +87,7 @@ def test_a_server_started_anew_while_a_worker_comes_up_is_no_end_of_the_start(
 def test_a_connection_that_is_cut_while_a_worker_comes_up_is_no_end_of_the_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(shift: Any) -> None:
         others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
-        with shift.incarnation.transaction() as tx:
+        with shift.incarnation.open_transaction() as tx:
             world.run(others)
             tx.connection.execute(text("SELECT 1"))
 
@@ -153,7 +153,9 @@ def test_a_restarted_server_is_noticed_by_the_first_transaction_on_it(server: Po
     world.orders(1)
     life = world.worker()
     life.quiet()
-    life.worker._succession.next_check = life.worker._sweeps.next = float("inf")  # nobody looks at the lock, or at anything
+    life.worker.components.succession.next_check = life.worker.components.sweeps.next = float(
+        "inf"
+    )  # nobody looks at the lock, or at anything
     killed_and_started(server, world)
     world.orders_from(2, 2)  # and a hint comes first
     until(lambda: world.order(2).status == "paid")
@@ -166,7 +168,7 @@ def test_a_crash_of_one_backend_which_ends_all_sessions_is_noticed_by_the_next_t
     world.orders(1)
     life = world.worker()
     life.quiet()
-    life.worker._succession.next_check = life.worker._sweeps.next = float("inf")
+    life.worker.components.succession.next_check = life.worker.components.sweeps.next = float("inf")
     with world.engine.connect() as mine:
         os.kill(int(mine.exec_driver_sql("select pg_backend_pid()").scalar_one()), signal.SIGKILL)
         with pytest.raises(OperationalError):
@@ -197,7 +199,7 @@ def test_a_restart_behind_a_pooler_is_noticed_though_no_connection_to_the_pooler
             world.orders(1)
             life = world.worker()
             life.quiet()
-            life.worker._succession.next_check = life.worker._sweeps.next = float("inf")
+            life.worker.components.succession.next_check = life.worker.components.sweeps.next = float("inf")
             killed_and_started(server, world)
             world.orders_from(2, 2)
             until(lambda: world.order(2).status == "paid")

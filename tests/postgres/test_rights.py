@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import InDoubt
 from groundstate.cli import pending
 from groundstate.engine import publish_report
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.findings import Finding
 from groundstate.store import connect
@@ -48,7 +48,7 @@ class Shop:
     def findings(self) -> list[Finding]:
         database = connect.open_store(self.world.app.stores[0].settings())[0]
         try:
-            return check(database, [ConditionQuery(one, database) for one in self.world.app.reactions.values()], list[MetaData]())
+            return check_database(database, [ConditionQuery(one, database) for one in self.world.app.reactions.values()], list[MetaData]())
         finally:
             database.close()
 
@@ -91,7 +91,7 @@ def test_a_right_that_is_missing_keeps_its_reaction_waiting_with_one_line_and_ch
     until(lambda: "permission denied for table orders" in life.worker.reasons_of_waiting_reactions.get("paid", ""))
     shop.world.add(Ticket(id=1))
     tickets_are_closed(shop)
-    life.worker._sweeps.next = 0.0
+    life.worker.components.sweeps.next = 0.0
     life.turn()
     assert "closed" not in life.worker.reasons_of_waiting_reactions
     (line,) = shop.told("reaction_unfit")
@@ -128,8 +128,8 @@ def test_a_right_to_a_table_of_ours_that_is_missing_is_told_in_the_databases_wor
     life.quiet()
     shop.world.run(f"revoke all on groundstate_attempt from {shop.role}")
     shop.world.orders(1)
-    life.worker._sweeps.next = 0.0
-    life.worker._wake.set()
+    life.worker.components.sweeps.next = 0.0
+    life.worker.components.signals.wake.set()
     words = "permission denied for table groundstate_attempt"
     until(lambda: words in life.worker.reasons_of_waiting_reactions.get("paid", ""))
     assert words in shop.log.text
@@ -148,8 +148,8 @@ def test_a_column_of_another_type_keeps_its_reaction_waiting_and_names_it(shop: 
     life = shop.world.worker()
     life.quiet()
     shop.world.run("alter table orders alter column status drop default, alter column status type integer using 0")
-    life.worker._sweeps.next = 0.0
-    life.worker._wake.set()
+    life.worker.components.sweeps.next = 0.0
+    life.worker.components.signals.wake.set()
     until(lambda: "(at orders.status)" in life.worker.reasons_of_waiting_reactions.get("paid", ""))
     (line,) = shop.told("reaction_unfit")
     assert "operator does not exist: integer = character varying (at orders.status)" in line

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.findings import Finding
 from groundstate.store import connect
@@ -30,7 +30,9 @@ def name_of(login: str) -> str:
 def findings(world: World) -> list[Finding]:
     database = connect.open_store(world.app.stores[0].settings())[0]
     try:
-        return check(database, [ConditionQuery(spec, database) for spec in world.app.reactions.values()], world.app.stores[0].metadatas)
+        return check_database(
+            database, [ConditionQuery(spec, database) for spec in world.app.reactions.values()], world.app.stores[0].metadatas
+        )
     finally:
         database.close()
 

@@ -47,8 +47,8 @@ def _one(
     said = f"{cron} gap={gap} fold={fold} from {start} to {end}"
     if len(wanted) <= CHAINED_MOST:
         assert list(_forwards(cron, start, end)) == wanted, said
-        backwards = map(_utc, cron.backwards(end - timedelta(microseconds=1)))
-        assert list(takewhile(lambda tick: tick >= start, backwards)) == wanted[::-1], said
+        ticks_backwards = map(_utc, cron.ticks_backwards(end - timedelta(microseconds=1)))
+        assert list(takewhile(lambda tick: tick >= start, ticks_backwards)) == wanted[::-1], said
         return len(wanted)
     for before, after in dice.sample(list(pairwise(wanted)), 100):
         between_them = before + (after - before) * dice.random()

@@ -189,29 +189,29 @@ kinds = st.builds(Kind, texts, texts, st.none() | texts, st.booleans(), texts, c
 def test_equal_texts_are_equal_kinds(one: Kind, other: Kind) -> None:
     assert begun_kind.parse_kind(begun_kind.kind_as_json(one)) == one
     assert (begun_kind.kind_as_json(one) == begun_kind.kind_as_json(other)) == (one == other)
-    assert begun_kind.is_readable(begun_kind.kind_as_json(one))
+    assert begun_kind.is_known_begun_with(begun_kind.kind_as_json(one))
 
 
 @given(st.lists(texts, min_size=1, max_size=3, unique=True), columns)
 def test_a_baseline_remembers_each_condition_it_was_left_under(conditions: list[str], named: tuple[str, ...]) -> None:
     said = begun_kind.baseline_as_json(conditions, named)
     assert begun_kind.parse_baseline(said) == begun_kind.Baseline(tuple(conditions), named)
-    assert said.endswith(begun_kind.baseline_json_suffix(named))
-    assert begun_kind.is_readable(said)
+    assert said.endswith(begun_kind.json_suffix_of_baselines(named))
+    assert begun_kind.is_known_begun_with(said)
     assert not begun_kind.has_other_occurrence_columns(said, named)
     assert begun_kind.has_other_occurrence_columns(said, (*named, "one more"))
 
 
 @pytest.mark.parametrize("said", ["", "x", "[]", "5", "null", '{"service": 5}', '{"key": "yes"}', '{"occurrence": "round"}', "[" * 10_000])
 def test_what_nothing_of_ours_writes_is_not_legible_and_says_nothing(said: str) -> None:
-    assert not begun_kind.is_readable(said)
+    assert not begun_kind.is_known_begun_with(said)
     assert begun_kind.parse_kind(said) == Kind()
     assert begun_kind.parse_baseline(said) is None
 
 
 def test_names_of_a_later_release_say_nothing_to_this_one() -> None:
     said = '{"region":"eu","service":"bank"}'
-    assert begun_kind.is_readable(said)
+    assert begun_kind.is_known_begun_with(said)
     assert begun_kind.describe_call_difference(said, BANK) is None
     assert begun_kind.describe_call_difference(said, replace(BANK, service="psp")) is not None
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
 from groundstate.rules.condition_coverage import condition_is_implied
-from groundstate.rules.sql_inspect import split_and
+from groundstate.rules.sql_inspect import flatten_ands
 
 
 class Base(DeclarativeBase):
@@ -65,7 +65,7 @@ _clause: Any = st.recursive(_simple, lambda inner: st.one_of(st.builds(or_, inne
 
 @given(wide=st.lists(_clause, min_size=1, max_size=2), narrow=st.lists(_clause, min_size=1, max_size=3))
 def test_what_is_said_to_be_covered_holds_wherever_the_other_does(things: Engine, wide: list[Any], narrow: list[Any]) -> None:
-    if condition_is_implied(split_and(wide), split_and(narrow), Thing.__mapper__):
+    if condition_is_implied(flatten_ands(wide), flatten_ands(narrow), Thing.__mapper__):
         with things.connect() as connection:
             holds = {row.id for row in connection.execute(select(Thing.id).where(*narrow))}
             assert holds <= {row.id for row in connection.execute(select(Thing.id).where(*wide))}
@@ -89,8 +89,8 @@ WITHIN = [
 
 @pytest.mark.parametrize(("wide", "narrow"), WITHIN)
 def test_bounds_and_ors_are_seen(wide: Any, narrow: Any) -> None:
-    assert condition_is_implied(split_and([wide]), split_and([narrow]), Thing.__mapper__)
-    assert not condition_is_implied(split_and([narrow]), split_and([wide]), Thing.__mapper__)
+    assert condition_is_implied(flatten_ands([wide]), flatten_ands([narrow]), Thing.__mapper__)
+    assert not condition_is_implied(flatten_ands([narrow]), flatten_ands([wide]), Thing.__mapper__)
 
 
 def test_a_comparison_the_other_way_round_is_the_same() -> None:
@@ -98,8 +98,10 @@ def test_a_comparison_the_other_way_round_is_the_same() -> None:
         (Thing.number > Thing.other, Thing.other < Thing.number),
         (Thing.number == Thing.other, Thing.other == Thing.number),
     ):
-        assert condition_is_implied(split_and([one]), split_and([other, Thing.name == "a"]), Thing.__mapper__)
-    assert not condition_is_implied(split_and([Thing.number > Thing.other]), split_and([Thing.other > Thing.number]), Thing.__mapper__)
+        assert condition_is_implied(flatten_ands([one]), flatten_ands([other, Thing.name == "a"]), Thing.__mapper__)
+    assert not condition_is_implied(
+        flatten_ands([Thing.number > Thing.other]), flatten_ands([Thing.other > Thing.number]), Thing.__mapper__
+    )
 
 
 def test_another_expression_another_order_and_a_text_say_nothing() -> None:
@@ -110,4 +112,4 @@ def test_another_expression_another_order_and_a_text_say_nothing() -> None:
         (Thing.name > "a", Thing.name > "b"),
         (Thing.number > 1, func.coalesce(Thing.number, 0) > 2),
     ):
-        assert not condition_is_implied(split_and([wide]), split_and([narrow]), Thing.__mapper__)
+        assert not condition_is_implied(flatten_ands([wide]), flatten_ands([narrow]), Thing.__mapper__)

@@ -66,13 +66,13 @@ def test_a_wall_time_that_does_not_exist_is_shifted_or_skipped() -> None:
 
 def test_two_wall_times_on_one_instant_are_one_tick() -> None:
     both = Cron("30 2,3 * * *", "Europe/Berlin")
-    assert list(islice(both.backwards(at("2026-03-29T12:00")), 2)) == [at("2026-03-29T01:30"), at("2026-03-28T02:30")]
+    assert list(islice(both.ticks_backwards(at("2026-03-29T12:00")), 2)) == [at("2026-03-29T01:30"), at("2026-03-28T02:30")]
 
 
 @pytest.mark.parametrize(("fold", "wanted"), [("first", ["00:30"]), ("second", ["01:30"]), ("both", ["00:30", "01:30"])])
 def test_a_wall_time_that_comes_twice_is_the_first_the_second_or_both(fold: Any, wanted: list[str]) -> None:
     cron = Cron("30 2 * * *", "Europe/Berlin", fold=fold)
-    ticks = list(cron.since(at("2026-10-24T12:00"), at("2026-10-25T12:00")))
+    ticks = list(cron.ticks_between_latest_first(at("2026-10-24T12:00"), at("2026-10-25T12:00")))
     assert [tick.astimezone(UTC).strftime("%H:%M") for tick in ticks] == wanted[::-1]
 
 
@@ -158,7 +158,7 @@ def test_in_the_first_and_the_last_days_of_the_calendar_each_tick_is_found(zone:
         assert cron.latest(before) == before == cron.latest(after - timedelta(microseconds=1))
     if first.year == 1:
         assert cron.next(FIRST) == (wanted[0] if wanted[0] > FIRST else wanted[1])
-        assert list(cron.backwards(wanted[2])) == wanted[2::-1]
+        assert list(cron.ticks_backwards(wanted[2])) == wanted[2::-1]
         if wanted[0] > FIRST:
             assert cron.latest(FIRST) is None
             assert cron.latest(wanted[0] - timedelta(microseconds=1)) is None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundstate.rules.policy import Retry
-from groundstate.rules.retry import backoff, is_last_try_used, next_lookup_at, next_try_at
+from groundstate.rules.retry import backoff, is_last_try_used, next_lookup_at, next_try_at, reason_of_last_try
 from tests.rules.making import NOW, SECOND, moments
 
 RETRY = Retry(times=10, first=SECOND, longest=60 * SECOND)
@@ -53,6 +53,12 @@ def test_the_last_try_is_used_when_the_first_begin_was_too_long_ago() -> None:
     retry = Retry(times=None, give_up_after=60 * SECOND)
     assert not is_last_try_used(retry, 0, NOW, NOW + 60 * SECOND - timedelta(microseconds=1))
     assert is_last_try_used(retry, 0, NOW, NOW + 60 * SECOND)
+
+
+def test_the_reason_says_whether_the_tries_or_their_time_came_to_an_end() -> None:
+    both = Retry(times=3, give_up_after=60 * SECOND)
+    assert reason_of_last_try(both, 3) == "the last try was used"
+    assert reason_of_last_try(both, 2) == "give_up_after=60 s had passed since its first try, so that no further one was made"
 
 
 @given(retries, moments, waits, moments, moments, dice)

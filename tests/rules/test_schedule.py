@@ -31,10 +31,10 @@ def spec(missed: Any, timing: Timing, most: int = 100) -> ScheduleSpec:
 def test_each_tick_since_the_mark_is_carried_out_or_left_out(timing: Timing, missed: str, most: int, minutes: int) -> None:
     now = MARK + minutes * MINUTE
     ticks = []
-    tick = timing.following(MARK)
+    tick = timing.first_tick_after(MARK)
     while tick <= now:
         ticks.append(tick)
-        tick = timing.following(tick)
+        tick = timing.first_tick_after(tick)
     decision = decide_ticks(spec(missed, timing, most), MARK, now)
     run = list(decision.run)
     wanted = ticks[-most:] if missed == "all" else ticks[-1:]

@@ -27,8 +27,8 @@ def test_an_erased_life_is_forgotten_and_another_database_is_not_ours(tmp_path: 
     witness.write(1, 1)
     witness.write(2, 2)
     FileWitness(str(tmp_path), "bank").write(3, 3)
-    witness.erase(1)
-    witness.erase(1)
+    witness.delete_count_of(1)
+    witness.delete_count_of(1)
     assert witness.read() == {2: 2}
 
 
@@ -64,7 +64,7 @@ def test_a_folder_in_place_of_a_witness_tells_nothing_and_is_left_there(tmp_path
     witness = FileWitness(str(tmp_path), "shop")
     assert witness.read() == {}
     with caplog.at_level(logging.WARNING):
-        witness.erase(7)
+        witness.delete_count_of(7)
         assert FileWitness(str(tmp_path / "shop-groundstate-witness-7" / "file"), "shop").read() == {}
     assert "erased" in caplog.text
 

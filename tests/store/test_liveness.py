@@ -51,14 +51,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 def test_a_life_is_held_until_it_is_released(place: Place) -> None:
     mine, other = place.lives(), place.lives()
-    assert not mine.is_held()
+    assert not mine.has_lock()
     mine.take_lock(ONE)
-    assert mine.is_held()
+    assert mine.has_lock()
     assert other.alive_by_worker([ONE, OTHER]) == {ONE: True, OTHER: False}
     assert mine.alive_by_worker([ONE, OTHER]) == {ONE: True, OTHER: False}
     mine.release()
     mine.release()
-    assert not mine.is_held()
+    assert not mine.has_lock()
     until(lambda: other.alive_by_worker([ONE]) == {ONE: False})
 
 
@@ -72,7 +72,7 @@ def test_a_second_life_may_follow_the_first(place: Place) -> None:
     lives = place.lives()
     lives.take_lock(ONE)
     lives.take_lock(OTHER)
-    assert lives.is_held()
+    assert lives.has_lock()
     until(lambda: lives.alive_by_worker([ONE, OTHER]) == {ONE: False, OTHER: True})
 
 
@@ -84,7 +84,7 @@ def test_the_living_are_not_adopted(place: Place) -> None:
         assert not got
     with mine.try_to_adopt(ONE) as got:
         assert not got, "a life does not adopt itself"
-    assert mine.is_held()
+    assert mine.has_lock()
 
 
 def test_one_alone_adopts_a_dead_life(place: Place) -> None:
@@ -139,7 +139,7 @@ def test_a_forked_child_is_refused_and_leaves_the_parents_lock(place: Place) -> 
         mine.release()
         said = []
         for use in (
-            mine.is_held,
+            mine.has_lock,
             lambda: mine.take_lock(OTHER),
             lambda: mine.alive_by_worker([ONE]),
             lambda: mine.try_to_adopt(OTHER).__enter__(),
@@ -151,7 +151,7 @@ def test_a_forked_child_is_refused_and_leaves_the_parents_lock(place: Place) -> 
 
     with forked(child) as said:
         assert "after the fork" in said
-        assert mine.is_held()
+        assert mine.has_lock()
         assert other.alive_by_worker([ONE]) == {ONE: True}
 
 
@@ -166,7 +166,7 @@ def test_a_forked_child_does_not_keep_a_dead_life_alive(place: Place) -> None:
 
 
 def drop(lives: Liveness) -> None:
-    lives.abandon()  # type: ignore[attr-defined]  # each kind has it, and the port does not promise it
+    lives.abandon_after_fork()  # type: ignore[attr-defined]  # each kind has it, and the port does not promise it
 
 
 # Files alone
@@ -179,7 +179,7 @@ def test_a_lock_file_that_was_removed_holds_nothing(place: Place) -> None:
     folder = Path(place.url.removeprefix("sqlite:///")).parent
     for file in folder.glob("*-groundstate-lock*"):
         file.unlink()
-    assert not mine.is_held()
+    assert not mine.has_lock()
 
 
 @pytest.mark.parametrize("place", ["sqlite", "flock"], indirect=True)
@@ -192,8 +192,8 @@ def test_a_lock_whose_file_another_thread_is_just_closing_is_held_no_more(place:
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", closed)
-        assert not mine.is_held()
-    assert mine.is_held()
+        assert not mine.has_lock()
+    assert mine.has_lock()
 
 
 @pytest.mark.parametrize("place", ["flock"], indirect=True)
@@ -235,12 +235,12 @@ def test_a_lost_connection_is_a_lost_life(session_lives: SessionLiveness, postgr
         with session_lives.try_to_adopt(OTHER) as got:
             assert got
             other.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-        assert not session_lives.is_held()
+        assert not session_lives.has_lock()
         with session_lives.try_to_adopt(OTHER) as got:
             assert not got
         assert session_lives.alive_by_worker([ONE]) == {ONE: False}
         session_lives.take_lock(ONE)
-        assert session_lives.is_held()
+        assert session_lives.has_lock()
 
 
 def test_hazard_31_the_server_looks_after_the_connection_of_a_life(session_lives: SessionLiveness) -> None:
@@ -274,7 +274,7 @@ def test_hazard_33_a_pooler_that_changes_sessions_is_refused_at_the_start(
     monkeypatch.setattr(session_lives, "_new_connection", lambda: next(answers, None) or plain())
     with pytest.raises(StoreRefusedError, match="direct='postgresql://"):
         session_lives.take_lock(ONE)
-    assert not session_lives.is_held()
+    assert not session_lives.has_lock()
 
 
 def test_hazard_33_a_pooler_that_changes_sessions_later_is_seen(session_lives: SessionLiveness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_hazard_33_a_pooler_that_changes_sessions_later_is_seen(session_lives: S
     session_lives.take_lock(ONE)
     other = session_lives._new_connection()
     monkeypatch.setattr(session_lives, "_connection", TwoSessions(session_lives._connection, other))
-    assert not session_lives.is_held()
+    assert not session_lives.has_lock()
     assert other.closed
 
 
@@ -323,7 +323,7 @@ def test_of_each_group_of_slots_as_many_are_taken_as_are_wanted_and_free(place: 
     assert other.take_slots([(5, sorted(got))]) == set()
     mine.give_slots_back([SLOTS[2]])
     assert other.take_slots([(1, SLOTS[2:])]) == {SLOTS[2]}
-    assert mine.is_held()
+    assert mine.has_lock()
 
 
 def test_slots_die_with_their_life(place: Place) -> None:
@@ -356,7 +356,7 @@ def test_a_server_whose_table_of_locks_is_full_gives_no_slots_and_the_life_goes_
     other.take_lock(OTHER)
     many = [SLOTS_FROM + number for number in range(200_000)]
     assert mine.take_slots([(len(many), many)]) == set()
-    assert mine.is_held()
+    assert mine.has_lock()
     assert len(other.take_slots([(100, many)])) == 100, "what was got before the table was full was kept"
     mine.release()
     other.release()

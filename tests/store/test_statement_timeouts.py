@@ -10,7 +10,7 @@ from groundstate.store import statement_timeouts
 class Looked:
     """Something to be looked at."""
 
-    def check(self, now: float) -> None:
+    def do_due_check(self, now: float) -> None:
         assert now
 
 

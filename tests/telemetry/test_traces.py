@@ -138,20 +138,20 @@ class Broken:
     def _end(self, _what: object) -> None:
         raise RuntimeError("the exporter is down")
 
-    def calls(self, where: Where, flights: Sequence[InFlightCall]) -> Any:  # noqa: ARG002  # what a watch is given
+    def trace_calls(self, where: Where, flights: Sequence[InFlightCall]) -> Any:  # noqa: ARG002  # what a watch is given
         return self._tell()
 
-    def batch(self, where: Where, spec: object) -> Any:  # noqa: ARG002  # what a watch is given
+    def trace_batch(self, where: Where, spec: object) -> Any:  # noqa: ARG002  # what a watch is given
         return self._tell()
 
-    def transaction(self, where: Where, words: Sequence[CallResult]) -> Any:  # noqa: ARG002  # what a watch is given
+    def trace_transaction(self, where: Where, words: Sequence[CallResult]) -> Any:  # noqa: ARG002  # what a watch is given
         return self._tell()
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_watch_that_raises_keeps_nothing_from_being_done(sqlite_shop: Shop, late: bool) -> None:
     broken = Broken(late=late)
-    sqlite_shop.app.observe(broken)
+    sqlite_shop.app.set_watch(broken)
     sqlite_shop.order()
     sqlite_shop.app.start()
     until(lambda: sqlite_shop.statuses() == ["packed"])

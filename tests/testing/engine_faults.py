@@ -9,8 +9,9 @@ from groundstate.engine.call import begin, call_turn, conclude
 from groundstate.engine.handle import apply_outcome, run_handler
 from groundstate.engine.recover import adopt, restore, startup
 from groundstate.engine.rows import claim, in_flight
+from groundstate.engine.sql.attempt_filters import AttemptFilters
 from groundstate.engine.sql.calls_in_air import InFlightCalls
-from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.record_selects import RecordSelects
 from groundstate.engine.watch import due_attempts, sweeps
 from groundstate.rules import attempt as rules
 from groundstate.rules import blocking
@@ -129,7 +130,9 @@ FAULTS = [
         "AtMostOnce",
         [
             Change(blocking, "find_blocking_attempt", "if same and one.blocks_own_reaction and not (", "if False and not ("),
-            Change(ConditionQuery, "has_no_blocking_attempt", "blocking if self.spec.repeats else keeps_own_reaction", "blocking"),
+            Change(
+                AttemptFilters, "has_no_blocking_attempt", "is_blocking if self._spec.repeats else is_blocking_own_reaction", "is_blocking"
+            ),
         ],
     ),
     Fault(
@@ -282,7 +285,7 @@ FAULTS = [
         apps.ASKED,
         nothing,
         "Listed",
-        [Change(begin, "begin_calls", "written = attempts.insert(tx, new) |", "written = {one.call for one in new} |")],
+        [Change(begin, "begin_calls", "written = attempts.insert_attempts(tx, new) |", "written = {one.call for one in new} |")],
     ),
     Fault(
         "nothing blocks a record",
@@ -291,7 +294,7 @@ FAULTS = [
         "assertion",
         [
             Change(blocking, "find_blocking_attempt", "for one in attempts:", "for one in ():"),
-            Change(ConditionQuery, "has_no_blocking_attempt", "if self.spec.done_column is None:", "if False:"),
+            Change(AttemptFilters, "has_no_blocking_attempt", "if self._spec.done_column is None:", "if False:"),
         ],
     ),
     Fault(
@@ -304,7 +307,7 @@ FAULTS = [
                 sweeps.Sweeps,
                 "begin_sweep_if_due",
                 "if queue.is_enabled:\n            queue.request_pass()",
-                "if queue.is_enabled and not self._worker_state.turn:\n            queue.request_pass()",
+                "if queue.is_enabled and not self._worker_state.rotation.turn:\n            queue.request_pass()",
             )
         ],
     ),
@@ -449,8 +452,8 @@ FAULTS = [
         WORKERS,
         "AtMostOnce",
         [
-            Change(claim, "_free_records", "if own is None or", "if True or own is None or"),
-            Change(ConditionQuery, "has_no_blocking_attempt", "if written is None:", "if True:"),
+            Change(claim, "_drop_blocked_records", "if own is None or", "if True or own is None or"),
+            Change(AttemptFilters, "has_no_blocking_attempt", "if written is None:", "if True:"),
         ],
     ),
     Fault(
@@ -460,10 +463,10 @@ FAULTS = [
         "AtMostOnce",
         [
             Change(
-                ConditionQuery,
+                RecordSelects,
                 "select_given_ready_records",
-                "where(*self._conditions_for_given_rows(self._ready_of_one))",
-                "where(self._is_given_record)",
+                "self.condition.clauses_for_ready(self.keys.is_given_record)",
+                "(self.keys.is_given_record,)",
             )
         ],
     ),

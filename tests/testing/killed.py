@@ -112,7 +112,7 @@ def main(every: int, postgres: str | None) -> None:
     with Lab(postgres=postgres) as lab:
         lab.fake(made.charge, lambda order: f"r{order.id}")
         lab.fake(made.send, lambda order: f"m{order.id}")
-        trial = lab._trial(made.app, Order(id=1))
+        trial = lab._build_trial(made.app, Order(id=1))
         clean = trial.run_clean()
         found = []
         for number in range(1, len(clean.crossings) + 1, every):

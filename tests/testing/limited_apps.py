@@ -161,6 +161,6 @@ PLANTED = [
     ),
     Planted(
         "what is in doubt does not count for its line", ONE_EACH, moods(["answer-lost"], ["late"]), "assertion",
-        [Change(in_order, "places_of_records_that_may_go", "if value not in taken", "if True")],
+        [Change(in_order, "find_places_of_records_in_turn", "if value not in taken", "if True")],
     ),
 ]  # fmt: skip

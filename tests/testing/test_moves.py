@@ -13,16 +13,14 @@ from sqlalchemy.orm import Session
 
 from groundstate import App, Retry, Store
 from groundstate.engine.rows.in_flight import InFlightCall
-from groundstate.engine.sql.commit_hooks import Touched
-from groundstate.engine.watch.worker_state import WorkerState
-from groundstate.engine.worker import Worker
+from groundstate.engine.sql.commit_hooks import TouchedRecords
+from groundstate.engine.worker.worker import Worker
 from groundstate.testing import Ledger
 from groundstate.testing.lab import Lab
 from groundstate.testing.runner import Trial
 from groundstate.testing.simulate.crash_plan import parse_schedule
 from groundstate.testing.simulate.fake_environment import EPOCH, Stuck
 from groundstate.testing.simulate.simulation import Stage
-from tests.patience import HANG_S
 from tests.testing.shops import NOWHERE, Base, Calling, Order, calling, many, shop
 from tests.testing.two_stores import Invoice, two_stores
 
@@ -33,7 +31,7 @@ class Run:
     def __init__(self, lab: Lab, made: Calling, *rows: Order) -> None:
         self.lab = lab
         self.ledger: Ledger[Any] = lab.fake(made.call, lambda order: f"r{order.id}")
-        self.trial: Trial = lab._trial(made.app, *(rows or (Order(id=1),)))
+        self.trial: Trial = lab._build_trial(made.app, *(rows or (Order(id=1),)))
 
     def __call__(self, line: str = "") -> Stage:
         return self.trial.run(parse_schedule(line))
@@ -170,7 +168,7 @@ def test_someone_elses_transaction_moves_the_clock_by_hand() -> None:
         def two_days_pass(_session: Session) -> None:
             lab.clock.forward(timedelta(days=2))
 
-        trial = lab._trial(made.app, Order(id=1))
+        trial = lab._build_trial(made.app, Order(id=1))
         clean = trial.run(parse_schedule(""))
         moved = trial.run(parse_schedule(f"meanwhile@{where(clean, 'call')}"))
         assert moved.time.now_s - clean.time.now_s > 170_000
@@ -190,7 +188,7 @@ def test_someone_elses_transaction_comes_where_it_is_put() -> None:
         def cancel(session: Session) -> None:
             session.get_one(Order, 1).status = "cancelled"
 
-        trial = lab._trial(app, Order(id=1))
+        trial = lab._build_trial(app, Order(id=1))
         clean = trial.run(parse_schedule(""))
         trial.run(parse_schedule("meanwhile@1"))
         assert ledger.effects == []
@@ -302,24 +300,23 @@ def two_steps() -> App:
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[Touched]:
+def heard(monkeypatch: pytest.MonkeyPatch, whole_batches: None) -> list[TouchedRecords]:
     """What workers are told."""
-    told: list[Touched] = []
-    hear = Worker.hear
+    told: list[TouchedRecords] = []
+    note_commit = Worker.note_commit
 
-    def listen(worker: Worker, touched: Touched) -> None:
+    def listen(worker: Worker, touched: TouchedRecords) -> None:
         told.append(touched)
-        hear(worker, touched)
+        note_commit(worker, touched)
 
-    monkeypatch.setattr(Worker, "hear", listen)
-    monkeypatch.setattr(WorkerState, "target_hold_s", HANG_S)  # a busy machine ends no batch in its middle
+    monkeypatch.setattr(Worker, "note_commit", listen)
     return told
 
 
 @pytest.mark.parametrize("hints", ["told", "lost", "doubled", "reordered", "invented"])
-def test_what_becomes_of_hints_is_seen_in_what_is_heard_and_in_no_final_state(heard: list[Touched], hints: str) -> None:
+def test_what_becomes_of_hints_is_seen_in_what_is_heard_and_in_no_final_state(heard: list[TouchedRecords], hints: str) -> None:
     with Lab() as lab:
-        trial = lab._trial(two_steps(), Order(id=1), Order(id=2))
+        trial = lab._build_trial(two_steps(), Order(id=1), Order(id=2))
         stage = trial.run(parse_schedule("" if hints == "told" else f"hints={hints}"))
         with lab._places[-1].session() as session:
             assert session.scalars(select(Order.status)).all() == ["sent", "sent"]
@@ -359,6 +356,6 @@ def test_the_shop_with_a_second_worker_and_all_else_repeats_itself() -> None:
         with Lab() as lab:
             lab.fake(made.charge, lambda order: f"r{order.id}")
             lab.fake(made.send, lambda order: f"m{order.id}")
-            trial = lab._trial(made.app, Order(id=1), Order(id=2))
+            trial = lab._build_trial(made.app, Order(id=1), Order(id=2))
             stories.append(trial.run(parse_schedule("die@20 die@150 switch@60 call2=late call3=answer-lost hints=doubled workers=2")).story)
     assert stories[0] == stories[1]

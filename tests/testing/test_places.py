@@ -171,7 +171,7 @@ def test_a_death_a_meanwhile_and_a_second_worker_go_well_on_each(postgres: str |
         charges = lab.fake(made.charge, lambda order: f"r{order.id}")
         lab.fake(made.send, lambda order: f"m{order.id}")
         lab.meanwhile(cancel)
-        trial = lab._trial(made.app, Order(id=1), Order(id=2))
+        trial = lab._build_trial(made.app, Order(id=1), Order(id=2))
         clean = trial.run_clean()
         for line in [
             f"die@{next(one.number for one in clean.crossings if one.kind == 'done')}",
@@ -191,7 +191,7 @@ def test_the_same_schedule_is_the_same_run_on_each(postgres: str | None) -> None
     made = calling("lookup")
     with Lab(postgres=postgres) as lab:
         lab.fake(made.call, "r1")
-        trial = lab._trial(made.app, Order(id=1))
+        trial = lab._build_trial(made.app, Order(id=1))
         told = [(stage.story, [str(one) for one in stage.crossings]) for stage in (trial.run(parse_schedule("die@30")) for _ in range(2))]
     assert told[0] == told[1]
 

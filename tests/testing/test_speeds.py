@@ -122,7 +122,7 @@ def lines(of: Declared, plan: str, caplog: pytest.LogCaptureFixture, *, slow: bo
     caplog.clear()
     with caplog.at_level(logging.DEBUG, "groundstate"), Lab(postgres=postgres) as made:
         rows = of(app, machine, made)
-        trial = made._trial(app, *rows, may_fail=["packed"])
+        trial = made._build_trial(app, *rows, may_fail=["packed"])
         with machine.running(slow=slow):
             stage = trial.run(parse_schedule(plan))
         said = [f"{one.levelname} {re.sub(SCRATCH, '', one.getMessage())}" for one in caplog.records if one.name.startswith("groundstate")]

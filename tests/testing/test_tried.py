@@ -30,7 +30,7 @@ def shopping(made: Lab, always: Check | None = None) -> Trial:
     made.fake(app.charge, lambda order: f"r{order.id}")
     made.fake(app.send, lambda order: f"m{order.id}")
     made.meanwhile(cancel)
-    return made._trial(app.app, Order(id=1), always=always)
+    return made._build_trial(app.app, Order(id=1), always=always)
 
 
 def drawn(clean: Stage, *, locks_rows: bool) -> list[Schedule]:
@@ -145,7 +145,7 @@ def mails_by_itself(sent: list[int]) -> Callable[[Order], None]:
 
 def test_a_death_after_a_handler_ran_is_no_death_before_it() -> None:
     with Lab() as made:
-        trial = made._trial(plain("ran", mails_by_itself([])), Order(id=1))
+        trial = made._build_trial(plain("ran", mails_by_itself([])), Order(id=1))
         clean = trial.run_clean()
         writes = next(one.number for one in clean.crossings if one.kind == "commit" and "UPDATE orders" in one.what)
         begins = max(one.number for one in clean.crossings if one.number < writes and not one.inside)
@@ -240,7 +240,7 @@ def test_others_are_idle_where_they_read_and_write_nothing_and_what_would_be_wri
     store: str, request: pytest.FixtureRequest
 ) -> None:
     with Lab(postgres=request.getfixturevalue("postgres_url") if store == "postgres" else None) as made:
-        place = made._trial(plain(f"idle-{store}", never_mind), Order(id=1))._place
+        place = made._build_trial(plain(f"idle-{store}", never_mind), Order(id=1))._place
         place.reset()
         assert place.would_write_nothing(looks)
         for act in (writes_by_a_statement, writes_and_lets_nobody_hear, adds, asks_nothing, raises, cancel):
@@ -270,7 +270,7 @@ def test_others_who_move_the_clock_are_not_idle_and_the_clock_stays_where_it_is(
 
         for act in (waits, leaps, tells):
             made.meanwhile(act)
-        clean = made._trial(plain("clocks", never_mind), Order(id=1)).run_clean()
+        clean = made._build_trial(plain("clocks", never_mind), Order(id=1)).run_clean()
     assert {which for which, _ in clean.idle} == {3}
     assert clean.time.now_s < 60
 

@@ -18,12 +18,12 @@ from tests.testing.searching import around_the_first_find, at, leap, moods, noth
 OWN_CLOCK = """from datetime import UTC, datetime, timedelta
     from sqlalchemy import bindparam
     began = datetime(2027, 10, 31, 0, 30, tzinfo=UTC)
-    own = lambda: began + timedelta(seconds=self._database.clock.boot()) + ahead
+    own = lambda: began + timedelta(seconds=self._database.clock.uptime_s()) + ahead
     return bindparam("own", callable_=own, type_=UtcDateTime(), unique=True)"""
 
 MARKED = "at_mark = self._checked_cursor_time(plan, mark, seen.now)\n"
 SET_BACK = """    if at_mark is not None and at_mark > seen.now:
-        with self._worker_state.incarnation.transaction() as tx:
+        with self._worker_state.incarnation.open_transaction() as tx:
             mark, at_mark = cursors.move_cursor(tx, spec, seen.now), seen.now
 """
 
@@ -133,7 +133,7 @@ FAULTS = [
                 TickRunner,
                 "_run_tick",
                 "            return cursors.move_cursor(tx, plan.spec, tick)\n\n    try:",
-                "        with self._worker_state.incarnation.transaction() as tx:\n"
+                "        with self._worker_state.incarnation.open_transaction() as tx:\n"
                 "            return cursors.move_cursor(tx, plan.spec, tick)\n\n    try:",
             )
         ],

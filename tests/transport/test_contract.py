@@ -25,7 +25,7 @@ HINT = b'{"v":1,"r":["paid"]}'
 def test_a_hint_reaches_all_who_are_subscribed_and_its_sender(place: Place) -> None:
     first, heard_first = place.open()
     _, heard_second = place.open()
-    assert first.up
+    assert first.is_usable
     first.send(HINT)
     heard_first.wait_for(HINT)
     heard_second.wait_for(HINT)
@@ -61,11 +61,11 @@ def test_after_its_server_was_killed_and_came_back_hints_flow_again_and_the_log_
     caplog.set_level(logging.INFO, "groundstate")
     transport, heard = served.open()
     served.stop()
-    until(lambda: not transport.up)
+    until(lambda: not transport.is_usable)
     transport.send(b"lost")
     assert served.start is not None
     served.start()
-    until(lambda: transport.up)
+    until(lambda: transport.is_usable)
     transport.send(HINT)
     heard.wait_for(HINT)
     assert b"lost" not in heard.all
@@ -75,11 +75,11 @@ def test_after_its_server_was_killed_and_came_back_hints_flow_again_and_the_log_
 def test_opened_while_its_server_is_down_it_is_up_later(served: Place) -> None:
     served.stop()
     transport, heard = served.open()  # which waits for no server
-    assert not transport.up
+    assert not transport.is_usable
     transport.send(b"lost")
     assert served.start is not None
     served.start()
-    until(lambda: transport.up)
+    until(lambda: transport.is_usable)
     transport.send(HINT)
     heard.wait_for(HINT)
     assert heard.all == [HINT]
@@ -111,7 +111,7 @@ def test_a_server_that_freezes_is_missed_and_used_again_when_it_goes_on(served: 
     with served.frozen():
         if says:
             transport.send(b"lost")
-        until(lambda: not transport.up)
+        until(lambda: not transport.is_usable)
     until(lambda: _comes_through(transport, heard))
 
 
@@ -149,7 +149,7 @@ def test_it_can_be_closed_while_it_waits_twice_and_opened_again(place: Place) ->
     transport, heard = place.open()
     transport.close()
     transport.close()
-    assert not transport.up
+    assert not transport.is_usable
     transport.send(b"after the end")
     transport.open("groundstate.test", heard)
     transport.send(HINT)
@@ -161,7 +161,7 @@ def test_closed_while_it_connects_again_it_leaves_no_thread(served: Place) -> No
     before = set(threading.enumerate())
     transport, _ = served.open()
     served.stop()
-    until(lambda: not transport.up)
+    until(lambda: not transport.is_usable)
     transport.close()
     until(lambda: not [one for one in set(threading.enumerate()) - before if one.name.startswith("groundstate")])
     assert served.start is not None
@@ -171,7 +171,7 @@ def test_closed_while_it_connects_again_it_leaves_no_thread(served: Place) -> No
 def test_what_is_said_before_it_is_open_is_lost(place: Place) -> None:
     made = make_transport(place.url)
     made.send(HINT)
-    assert not made.up
+    assert not made.is_usable
     made.close()
 
 
@@ -220,7 +220,7 @@ def test_a_forked_child_uses_nothing_of_it_and_harms_nothing(served: Place) -> N
     if child == 0:
         code = 0
         try:
-            if transport.up:
+            if transport.is_usable:
                 code = 1
             transport.send(b"of the child")
             transport.close()
@@ -240,7 +240,7 @@ def test_a_forked_child_of_who_uses_memory_hears_nothing_of_its_own_copy() -> No
     child = os.fork()
     if child == 0:
         transport.send(HINT)
-        os._exit(int(transport.up or bool(heard.all)))
+        os._exit(int(transport.is_usable or bool(heard.all)))
     assert os.waitpid(child, 0)[1] == 0
     transport.send(HINT)
     assert heard.all == [HINT]

@@ -68,7 +68,7 @@ def boss(keeper: RedisServer) -> Iterator[Any]:
 
 def test_a_redis_that_keeps_nothing_is_used(keeper: RedisServer, boss: Any) -> None:
     with opened(keeper.url) as transport:
-        assert transport.up
+        assert transport.is_usable
 
 
 def test_a_redis_with_snapshots_is_refused_with_the_command_that_ends_them(keeper: RedisServer, boss: Any) -> None:
@@ -77,7 +77,7 @@ def test_a_redis_with_snapshots_is_refused_with_the_command_that_ends_them(keepe
     refused(keeper.url, "snapshots", trusted=True)
     boss.config_set("save", "")
     with opened(keeper.url) as transport:
-        assert transport.up
+        assert transport.is_usable
 
 
 def test_a_redis_with_an_append_only_file_is_refused(keeper: RedisServer, boss: Any) -> None:
@@ -107,7 +107,7 @@ def test_a_replica_whose_master_is_gone_cannot_be_seen(keeper: RedisServer) -> N
     with RedisServer("--replicaof", "127.0.0.1", "1") as replica:
         refused(replica.url, "replica of 127.0.0.1:1.*--trust-transport")
         with opened(replica.url, trusted=True) as transport:
-            assert transport.up
+            assert transport.is_usable
 
 
 def test_a_redis_that_does_not_show_its_settings_must_be_trusted(keeper: RedisServer, boss: Any) -> None:
@@ -115,7 +115,7 @@ def test_a_redis_that_does_not_show_its_settings_must_be_trusted(keeper: RedisSe
     url = keeper.url.replace("redis://", "redis://worker:secret@")
     refused(url, "cannot be seen.*--trust-transport")
     with opened(url, trusted=True) as transport:
-        assert transport.up
+        assert transport.is_usable
     boss.config_set("appendonly", "yes")  # which INFO tells
     refused(url, "aof_enabled", trusted=True)
     boss.config_set("appendonly", "no")
@@ -138,13 +138,13 @@ def test_what_speaks_as_redis_does_and_has_other_settings_is_not_taken_to_forget
 def test_a_redis_that_comes_back_and_persists_is_not_used_again_until_it_forgets(keeper: RedisServer, boss: Any) -> None:
     with opened(keeper.url) as transport:
         keeper.kill()
-        until(lambda: not transport.up)
+        until(lambda: not transport.is_usable)
         keeper.settings = ("--save", "3600", "1")
         keeper.start()
         until(lambda: "not used" in transport._said)
-        assert not transport.up
+        assert not transport.is_usable
         boss.config_set("save", "")
-        until(lambda: transport.up)
+        until(lambda: transport.is_usable)
     keeper.settings = ()
 
 
@@ -153,7 +153,7 @@ def test_a_redis_that_persists_when_its_connections_break_is_asked_before_it_is_
         boss.config_set("save", "3600 1")
         boss.client_kill_filter(_type="pubsub")
         until(lambda: "not used" in transport._said)
-        assert not transport.up
+        assert not transport.is_usable
 
 
 # ---- NATS --------------------------------------------------------------------------------------------------------------------------
@@ -200,23 +200,23 @@ def test_a_stream_that_captures_our_subject_is_refused(streams: NatsServer, subj
 
 def test_a_stream_on_something_else_is_no_matter(streams: NatsServer) -> None:
     with stream(streams, "orders.>"), opened(_as(streams, "boss")) as transport:
-        assert transport.up
+        assert transport.is_usable
 
 
 def test_an_account_without_jetstream_keeps_nothing(streams: NatsServer) -> None:
     with opened(_as(streams, "plain")) as transport:
-        assert transport.up
+        assert transport.is_usable
 
 
 def test_a_user_who_may_not_ask_must_trust(streams: NatsServer) -> None:
     refused(_as(streams, "worker"), "cannot be seen.*STREAM.NAMES")
     with opened(_as(streams, "worker"), trusted=True) as transport:
-        assert transport.up
+        assert transport.is_usable
 
 
 def test_a_user_who_may_not_listen_is_not_up_and_the_log_says_why(streams: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     with opened(_as(streams, "deaf")) as transport:
-        assert not transport.up
+        assert not transport.is_usable
     assert "permissions violation for subscription" in caplog.text.lower()
 
 
@@ -230,7 +230,7 @@ def test_a_user_who_may_not_send_is_not_up_and_the_log_says_why_once(streams: Na
 
         transport._driver.connect_publisher = connects
         until(lambda: len(tried) > 1)  # it tries again, and once more when it was refused
-        assert not transport.up
+        assert not transport.is_usable
     assert caplog.text.lower().count("permissions violation for publish") == 1
 
 
@@ -258,12 +258,12 @@ def test_a_durable_queue_on_our_exchange_is_refused_with_the_command_that_delete
         refused(amqp_server.url, "durable queue archive is bound.*delete queue name=archive")
         refused(amqp_server.url, "archive", trusted=True)
     with opened(amqp_server.url) as transport:
-        assert transport.up
+        assert transport.is_usable
 
 
 def test_a_queue_that_is_not_durable_is_no_matter(amqp_server: AmqpServer) -> None:
     with declared(amqp_server, queue=False), opened(amqp_server.url) as transport:
-        assert transport.up
+        assert transport.is_usable
 
 
 def test_a_durable_exchange_of_our_name_is_refused(amqp_server: AmqpServer) -> None:
@@ -277,7 +277,7 @@ def test_a_rabbitmq_that_does_not_say_what_is_bound_must_be_trusted(amqp_server:
     with declared(amqp_server, queue=True):
         refused(url, "cannot be seen what is bound.*--trust-transport")
         with opened(url, trusted=True) as transport:
-            assert transport.up
+            assert transport.is_usable
 
 
 # ---- URLs --------------------------------------------------------------------------------------------------------------------------

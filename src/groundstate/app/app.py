@@ -66,7 +66,8 @@ class App(Running):
         transport: the URL of the transport that carries hints (messages that say where work may be) between the app's processes, or a
             function that returns the URL, called at the start: `nats://...`, `redis://...`, `amqp://...`, `postgresql://...`, or `memory:`
             for hints within this process only. If left out, hints about a PostgreSQL store travel through that store.
-        keys: whether hints contain primary keys of records. A primary key can be a secret; without it, each hint costs one more query.
+        keys: whether hints contain the primary keys of records. If they do not, each hint costs one more query; but a primary key can be a
+            secret.
 
     Raises:
         DeclarationError: another app of this process has this name, or two stores own the same tables.
@@ -152,7 +153,7 @@ class App(Running):
         Args:
             record: a mapped class whose table is in one of the app's stores.
             clauses: SQL conditions, all of which must hold.
-            call: the call that is made before the handler, which is given the call's outcome.
+            call: the call that is made before the handler runs. The handler is given the outcome of the call.
             prepare: a function that makes the call's argument from the record, inside the transaction that begins the attempt. If `prepare`
                 raises, the call is not made.
             due: the time from which the condition holds, by the database's clock: a column, or `after(column, timedelta)`.
@@ -165,16 +166,16 @@ class App(Running):
                 failing service apply to each tenant separately. NULL means no tenant.
             done_column: the one column that the handler writes. The condition gets the clause that this column is NULL, so that the
                 reaction can run alongside other reactions on the same record.
-            overtaken: what to do with an outcome that came when the condition or the occurrence no longer held. "hold": it is held for a
-                person; "same": the handler writes it, since the call was made; "drop": it is logged, and nothing is kept of it. The
-                decorator `@reaction.overtaken` declares a handler for such outcomes. If neither is given, the ordinary handler is run. If
-                that handler writes nothing but the done column, its write is kept; otherwise the outcome is held, or dropped under
-                `InDoubt.repeat()`.
+            overtaken: what to do with an outcome that came too late: the condition no longer holds, or the record has another occurrence.
+                "hold": the outcome is held for a person; "same": the ordinary handler writes it, since the call was made; "drop": it is
+                logged and not kept. The decorator `@reaction.overtaken` declares a handler for such outcomes instead. Without this option
+                and that handler, the ordinary handler is run. If it writes nothing but the done column, its write is kept; otherwise the
+                outcome is held, or dropped under `InDoubt.repeat()`.
             retry: when a failed handler is tried again. A reaction with a call takes this from its call.
-            name: the name of the reaction, of which idempotency keys are made; the handler's name if left out.
-            key_name: the name that the reaction had when its first call was made, if it was renamed since: idempotency keys are still made
-                of the first name. `groundstate rename` keeps the first name in the database; `key_name` states it in the source code too.
-                If the app was renamed too, give both first names: `("shop", "paid")`.
+            name: the name of the reaction, which is a part of each idempotency key; the handler's name if left out.
+            key_name: for a reaction that was renamed: the name that it had when its first call was made. This name stays a part of each
+                idempotency key. `groundstate rename` keeps it in the database; `key_name` states it in the source code too. If the app was
+                renamed as well, give the first name of the app and that of the reaction: `("shop", "paid")`.
 
         Raises:
             DeclarationError: the reaction, as declared, would lose or repeat an effect, or never run; the message names the cure.
@@ -209,8 +210,9 @@ class App(Running):
         store: Store | None = None,
         name: str | None = None,
     ) -> Callable[[Callable[P, None]], Callable[P, None]]:
-        """Declare a schedule, as a decorator of a handler that writes rows at each tick, in the transaction that also moves the schedule's
-        cursor (up to which tick it is carried out).
+        """Declare a schedule, as a decorator of its handler. At each tick (a point in time of the schedule) the handler writes rows.
+
+        The same transaction moves the schedule's cursor, which names the last tick that was carried out or left out.
 
         The handler may have parameters annotated `session: Session` and `ctx: ReactionContext`; `ctx.due` is the time of the tick, in the
         time zone `zone`. Each tick is carried out once, by one of the workers. Ticks before the first start, or before a change of
@@ -223,7 +225,7 @@ class App(Running):
             missed: what to do with ticks that came while no worker ran. "latest": the last one is carried out; "none": the last one is
                 carried out if it is at most a minute late; "all": the last `max_missed` are carried out, oldest first. Ticks that are left
                 out are logged.
-            max_missed: how many missed ticks are carried out at most with "all".
+            max_missed: the largest number of missed ticks that are carried out with "all".
             gap: what to do with wall-clock times that the clock skips (see `Cron`).
             fold: which of two equal wall-clock times is meant (see `Cron`).
             retry: when a tick that failed is tried again.
@@ -250,8 +252,9 @@ class App(Running):
         return declare
 
     def at_rest(self, record: type, clause: Clause) -> None:
-        """Declare that no reaction is needed for records while the clause holds: `groundstate pending --states` then does not list their
-        values among those that no reaction handles.
+        """Declare that records need no reaction while the clause holds.
+
+        `groundstate pending --states` lists values of columns that no reaction handles. It leaves out records for which this clause holds.
 
         Raises:
             DeclarationError: the clause cannot be evaluated on these records.

@@ -1,6 +1,6 @@
 """`every_child`: a clause that holds once other clauses hold for all children of a record (fan-in).
 
-The clause gets a mark that names the child's class and its foreign key: from it a worker knows which parent to check when a child changes.
+The clause is marked with the child's class and foreign key, so that a worker knows which parent to check when a child changes.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def every_child(children: SQLCoreOperations[Any], *clauses: SQLCoreOperations[bo
     child = _child_mapper(relationship)
     parent_key = _foreign_key_attributes(relationship, child)
     why = source_lint.find_misread_clause()
-    for clause in look.split_and(clauses):
+    for clause in look.flatten_ands(clauses):
         why = why or condition_lint.reason_to_refuse_clause(clause, child, relationship.parent.tables)
     if why is not None:
         raise DeclarationError(f"every_child({children}, ...): {why}")
     attribute: Any = children
-    none_left = ~attribute.any(or_(*(look.is_not_true(clause) for clause in look.split_and(clauses))))
+    none_left = ~attribute.any(or_(*(look.is_not_true(clause) for clause in look.flatten_ands(clauses))))
     setattr(none_left, _MARK, EveryChild(child.class_, relationship.key, parent_key))
     both: ColumnElement[bool] = attribute.any() & none_left
     return both
@@ -69,5 +69,7 @@ def _foreign_key_attributes(relationship: RelationshipProperty[Any], child: Mapp
 
 
 def find_child_marks(clauses: Iterable[Any]) -> tuple[EveryChild, ...]:
-    """Return one EveryChild for each clause made by `every_child`, among these clauses and the clauses inside them."""
-    return tuple(mark for clause in clauses for one in look.own_parts(clause) if (mark := getattr(one, _MARK, None)) is not None)
+    """Find the clauses that `every_child` made, in these clauses and inside them. Return an EveryChild for each."""
+    return tuple(
+        mark for clause in clauses for one in look.iterate_without_subqueries(clause) if (mark := getattr(one, _MARK, None)) is not None
+    )

@@ -115,7 +115,7 @@ def make_reaction_spec(
         done_column=None if done is None else done.key,
         children=children.find_child_marks(clauses),
         in_order=validate_ordering.check_in_order(what, mapper, given.in_order),
-        per=validate_ordering.check_per(what, mapper, call, given.per),
+        per=validate_ordering.validate_per(what, mapper, call, given.per),
         when_overtaken=_check_overtaken(what, given),
         retry=_check_retry(what, given),
         store=store,
@@ -138,7 +138,7 @@ def make_reaction_spec(
 
 
 def _key_name(what: str, given: ReactionOptions) -> str:
-    """Return the text of `key_name=`, of which idempotency keys are made, or '' if the option was not given."""
+    """Return the text of `key_name=`, which becomes a part of each idempotency key. Returns '' if the option was not given."""
     said = given.key_name
     if said is None:
         return ""
@@ -259,21 +259,21 @@ def _columns_compared_by_condition(spec: ReactionSpec) -> list[str] | None:
     """Return the columns, as `Class.column`, that the reaction's condition compares with each other, if a later change of one of them would
     make the same call again.
 
-    Returns None if there is no such danger, as when an occurrence or a done column is declared, or if the handler's source does not show
-    it.
+    Returns None if a change cannot have this effect, as when an occurrence or a done column is declared. Returns None too if the source
+    code of the handler does not show whether it can.
     """
     kind = spec.kind
     if spec.call is None or kind is None or spec.occurrence or spec.occurrence_said or spec.done_column is not None:
         return None
     if not kind.key and spec.call.in_doubt.kind not in ("same_key", "lookup"):
-        return None  # no idempotency key is used, by the call or by its lookup
+        return None  # neither the call nor its lookup uses an idempotency key
     found = condition_lint.attributes_compared_with_each_other(spec.clauses, spec.mapper)
     if found is None:
         return None
     names, others = found
     handler = spec.handler.call
     if any(handler_writes.handler_writes_attribute(handler, name, spec.record) for name in others):
-        return None  # the handler ends the condition by another column, whatever the compared columns are
+        return None  # the handler makes the condition false by another column, so the compared columns do not matter
     if others and not any(handler_writes.handler_writes_attribute(handler, name, spec.record) for name in names):
         return None  # the source of the handler does not show how it makes the condition false
     return [f"{spec.record.__name__}.{name}" for name in names]

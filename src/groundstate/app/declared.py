@@ -43,7 +43,7 @@ def schedules_of(app: AppDeclarations, store: Store) -> list[ScheduleSpec]:
     return [spec for spec in app.schedules.values() if spec.store is store or store in spec.store.databases]
 
 
-def tables_elsewhere(app: AppDeclarations, store: Store) -> dict[MetaData, str]:
+def tables_of_other_stores(app: AppDeclarations, store: Store) -> dict[MetaData, str]:
     """Return a dict from each MetaData of the app's other stores to the label of its store, for error messages."""
     others = [other for other in app.stores if store not in other.databases]
     return {metadata: other.label for other in others for metadata in other.metadatas}

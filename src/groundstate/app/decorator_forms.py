@@ -14,7 +14,9 @@ R = TypeVar("R")
 
 
 def show_example_on_misuse(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator of methods: wrong or missing arguments then raise a DeclarationError that shows this example, not a TypeError."""
+    """Return a decorator for methods. If a decorated method is called with wrong or missing arguments, it raises a DeclarationError that
+    shows this example, instead of a TypeError.
+    """
 
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
         takes = inspect.signature(method)

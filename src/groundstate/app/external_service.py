@@ -122,9 +122,10 @@ class ExternalService:
 
     Args:
         name: the name of the service in logs and lists. Limits are counted by this name.
-        limit: how many calls and lookups may be in flight at once, in all workers together. Without a limit it is 100 in each worker.
-        rate: how many calls and lookups may be begun in any span of time, in all workers together.
-        limit_per: like `limit`, but for each tenant: each value of the column that a reaction names by `per`.
+        limit: how many calls and lookups may be in flight at once, in all workers together. If it is left out, each worker has at most 100
+            in flight.
+        rate: how many calls and lookups may be begun in a span of time, in all workers together, such as `Rate(10, timedelta(seconds=1))`.
+        limit_per: like `limit`, but for each tenant separately. The tenant is the value of the column that a reaction names by `per`.
         rate_per: like `rate`, but for each tenant.
         not_done: the exceptions that prove that the service did not act: exception types, dotted paths of types, and functions that return
             True for an exception that proves it. Ready-made lists: `not_done.HTTPX`, `not_done.REQUESTS`, `not_done.SMTPLIB`,
@@ -199,8 +200,8 @@ class ExternalService:
             stop_when_overtaken: cancel the call when the condition no longer holds. Only for an async call under `InDoubt.repeat()`.
             name: the name of the call in stored attempts; the function's name if left out. If you rename the function, and it still makes
                 the same call, give its old name here: an attempt in doubt that was begun under another name is held for a person.
-            answers_for: names of other services: the lookup of this call can also tell what became of calls to these services, which an
-                older version of the reaction left in doubt.
+            answers_for: names of other services that an older version of the reaction called. The lookup of this call can also tell what
+                became of calls to these services that are still in doubt.
 
         Raises:
             DeclarationError: the call, as declared, cannot keep what its policy promises.
@@ -251,7 +252,7 @@ class ExternalService:
             timeout: how long one call for all its records may take.
             retry: when a failed record is tried again; each record counts its own tries.
             name: the name of the call in stored attempts, as for `call`.
-            answers_for: names of other services whose calls the lookup can tell of too, as for `call`.
+            answers_for: names of other services. The lookup can also tell what became of calls to these services, as for `call`.
 
         Raises:
             DeclarationError: the call, as declared, cannot keep what its policy promises.
@@ -357,7 +358,7 @@ def _annotation_includes_none(returns: Any) -> bool:
 
 
 def _outcome_can_be_none(outcome: Any) -> bool:
-    """Whether None is an outcome by the annotation of the call."""
+    """Whether the call's annotation allows None as an outcome."""
     return outcome is not Any and _annotation_includes_none(outcome)
 
 

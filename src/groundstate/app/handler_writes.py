@@ -1,7 +1,7 @@
 """Finds out whether a handler writes an attribute of its record, as far as its source or byte code shows. Runs no user code.
 
-If neither shows a write, the answer is that the handler does not write: the declaration is then refused, and its author must say what is
-meant.
+If neither shows a write, the handler counts as one that does not write the attribute. The declaration is then refused, and its author must
+say what is meant.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 from typing import Any
 
-FOLLOWED_MOST = 8  # how many functions one search reads at most, the handler included
+FOLLOWED_MOST = 8  # the largest number of functions that one search reads, including the handler
 
 
 def handler_writes_attribute(handler: Callable[..., Any], attribute: str, record: type) -> bool:
@@ -25,8 +25,8 @@ def handler_writes_attribute(handler: Callable[..., Any], attribute: str, record
     The handler may set it itself, or pass its record to a function, method or property setter that sets it.
     `update(...).values(attribute=...)` counts as well.
 
-    Without source code, byte code that sets an attribute of this name on any object counts. So a declaration that is accepted with source
-    code is also accepted without.
+    If there is no source code, the byte code is searched, and an attribute of this name that is set on any object counts. So a declaration
+    that is accepted with source code is also accepted without it.
     """
     return _AttributeSearch(attribute, record).function_sets_attribute(handler, 0)
 
@@ -50,7 +50,7 @@ class _AttributeSearch:
         if written is None:
             return self._byte_code_sets_attribute(code, function)
         taken = [*written.args.posonlyargs, *written.args.args]
-        if place >= len(taken):  # it has `*args`, as a decorator's wrapper without functools.wraps
+        if place >= len(taken):  # the function takes the object by `*args`, like a decorator's wrapper without functools.wraps
             return written.args.vararg is not None and any(
                 self.function_sets_attribute(one, place) for one in _functions_in_closure(function)
             )

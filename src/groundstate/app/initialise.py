@@ -60,7 +60,7 @@ class _OpenDatabase:
 
     place: DatabaseToSetUp
     incarnation: Incarnation
-    others: list[tuple[int, int]]  # (worker, its count of begun calls) from the witness files of an earlier database; else empty
+    others: list[tuple[int, int]]  # (worker, number of calls that it has begun): read from another database's witness files
     queries: dict[str, ConditionQuery] = field(default_factory=dict)
     unevaluated: dict[str, str] = field(default_factory=dict)  # by reaction name: why this database cannot evaluate the condition
 
@@ -73,7 +73,7 @@ def set_up_databases(app: str, places: Sequence[DatabaseToSetUp], options: InitO
         StoreRefusedError: groundstate's tables vanished, and neither `after_restore` nor `new_database` was given; or a database cannot
             keep groundstate's promises.
         StateRefusedError: an accepted reaction would make calls for rows that exist, and `options` do not say whether these calls were made
-            before; or a database cannot evaluate a condition, which is raised only after all else was done.
+            before. Or a database cannot evaluate a condition; in this case all else is set up before the error is raised.
     """
     created: list[str] = []
     with ExitStack() as opened:
@@ -97,10 +97,10 @@ def _refuse_if_condition_not_evaluable(site: _OpenDatabase) -> None:
 
 
 def _without_prepared_statements(settings: StoreSettings) -> StoreSettings:
-    """Return the settings of a database; those of PostgreSQL have prepared statements switched off.
+    """Return the settings of a database, without prepared statements if it is a PostgreSQL database.
 
-    The URL may lead through a pooler that was not declared, where a prepared statement of another session would make `init` fail. When a
-    worker starts, it detects such a pooler, and its message names the cure.
+    The URL may lead through a pooler that was not declared. There a prepared statement of another session would make `init` fail. A worker
+    does not need this: it detects such a pooler when it starts, and its message names the cure.
     """
     if not settings.url.drivername.startswith("postgresql"):
         return settings
@@ -131,7 +131,8 @@ def _create_tables(site: _OpenDatabase, options: InitOptions) -> list[str]:
     database.connect()
     queries = {spec.name: ConditionQuery(spec, database) for spec in site.place.reactions}
     if options.after_restore:
-        restore.mark_known_reactions_suspect(incarnation)  # done first, so that reactions are suspect even if `init` breaks off after this
+        # This is done first, so that calls of these reactions begin in doubt even if `init` fails later.
+        restore.mark_known_reactions_suspect(incarnation)
     users: Sequence[MetaData] = site.place.store.metadatas if options.tables else ()
     new = schema.create_tables(database, *users)
     schema.check_tables(database)
@@ -152,7 +153,7 @@ def _erase_witness_files(site: _OpenDatabase) -> None:
     for one, count in site.others:
         if witness is not None:
             where = witness.path_of(one)
-            witness.erase(one)
+            witness.delete_count_of(one)
             words = "the witness file %s of %d begun calls is erased, since a person said that this database is new"
             log.warning(words, where, count, extra={"event": "witness_erased", "worker": f"{one:x}", "count": count})
 

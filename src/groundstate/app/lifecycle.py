@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy.sql.elements import SQLCoreOperations
 
 from groundstate.app import initialise, wait_for
-from groundstate.app.declared import databases_of, reactions_of, schedules_of, tables_elsewhere
+from groundstate.app.declared import databases_of, reactions_of, schedules_of, tables_of_other_stores
 from groundstate.app.store import Store
 from groundstate.app.transports import Chosen, HintPublishers
 from groundstate.app.worker_group import DatabaseWorkerSlot, WorkerGroup
@@ -27,7 +27,10 @@ from groundstate.engine.rows import reaction_registry
 from groundstate.engine.sql import call_write_guard, transaction
 from groundstate.engine.watch.shard_routing import DatabasePart, names_by_url_text
 from groundstate.engine.watch.trace_hooks import Watch
-from groundstate.engine.worker import Options, Runtime, StopResult, Worker
+from groundstate.engine.worker.options import Options
+from groundstate.engine.worker.runtime import Runtime
+from groundstate.engine.worker.shut_down import StopResult
+from groundstate.engine.worker.worker import Worker
 from groundstate.rules.acceptance import Accept, parse_acceptance, refuse_contradiction
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.rules.specs import ReactionSpec
@@ -38,7 +41,7 @@ from groundstate.values.errors import DeclarationError, StoppedError
 
 log = logging.getLogger("groundstate")
 DRAIN = timedelta(seconds=10)  # how long calls in flight may take to end when the app is stopped
-NOT_IDLE_SHOWN = 5  # how many busy reactions, calls and databases the message of a timeout names at most
+NOT_IDLE_SHOWN = 5  # the largest number of busy reactions, calls and databases that a timeout's message names
 _one_start = threading.Lock()  # held while `start` checks that its app neither runs nor is being started
 
 
@@ -65,7 +68,7 @@ class Running:
     _group: WorkerGroup | None = None
     _starting_group: WorkerGroup | None = None  # the workers that a call of `start` is bringing up now; otherwise None
     _watch: Watch | None = None
-    _clock: Clock = SYSTEM_CLOCK  # the clock of everything that is done for the app in this process
+    _clock: Clock = SYSTEM_CLOCK  # the clock that workers, hints and waits of the app use in this process
     _starting: bool = False
     _watched: Sequence[StoreLocation] = ()
 
@@ -86,9 +89,9 @@ class Running:
     ) -> None:
         """Start the app's workers, in threads of their own.
 
-        Returns once the database knows each reaction: from then on each row that is written is found by its reactions, except by those in
-        `refused` and `waiting`. Slow counts of rows are not waited for. If one of several databases cannot be reached, work starts on the
-        others; the unreachable database is tried again until it can be reached, and `down` names it.
+        Returns once the database knows each reaction. From then on reactions find each new row, except for the reactions in `refused` and
+        `waiting`. This does not wait for slow counts of rows. If one of several databases cannot be reached, work starts on the others; the
+        unreachable database is tried again until it can be reached, and `down` names it.
 
         Args:
             accept: the new and changed reactions to start as well, given as in `init`. All other new and changed reactions are left out,
@@ -178,11 +181,10 @@ class Running:
     ) -> Worker:
         """Return a worker for one database, not started yet.
 
-        again: whether the new worker replaces one that ended. Then `after_restore` is carried out already, and the new worker does not
-        repeat it.
+        again: whether the new worker replaces one that ended. The ended worker has carried out `after_restore`, so the new one does not.
         """
         opened = connect.open_store(store.settings())
-        transaction.refuse_tables_of_other_stores(opened[0], tables_elsewhere(self, store))
+        transaction.refuse_tables_of_other_stores(opened[0], tables_of_other_stores(self, store))
         return Worker(
             self.name,
             reactions_of(self, store),
@@ -196,9 +198,10 @@ class Running:
             runtime=Runtime(clock=self._clock),
         )
 
-    def observe(self, watch: Watch | None) -> None:
-        """Set the object that is told of each call and transaction from the app's next start on: `groundstate.telemetry.traces.trace` uses
-        this. None removes the object.
+    def set_watch(self, watch: Watch | None) -> None:
+        """Set the object whose methods are called for each call and transaction, from the app's next start on. None removes the object.
+
+        `groundstate.telemetry.traces.trace` uses this.
         """
         self._watch = watch
 
@@ -211,8 +214,8 @@ class Running:
 
     @property
     def down(self) -> dict[str, str]:
-        """The databases on which nothing is carried out now, by name, each with the reason. groundstate tries each again until it can be
-        used.
+        """The databases on which nothing is carried out now, by name, each with the reason. groundstate tries to use each of them again,
+        until that succeeds.
 
         Raises StoppedError if the app does not run.
         """
@@ -229,8 +232,9 @@ class Running:
             self._group.go()
 
     def stop(self, limit: timedelta = DRAIN) -> StopResult:
-        """Stop the app: begin nothing new, wait up to `limit` for calls in flight to end. Calls that have not ended by then are in doubt.
-        Does nothing if the app is stopped already.
+        """Stop the app: begin nothing new, and wait up to `limit` for calls in flight to end. Does nothing if the app is stopped already.
+
+        Calls that have not ended within `limit` are in doubt.
 
         If another thread is starting the app, that start ends at once with StoppedError.
 
@@ -261,7 +265,7 @@ class Running:
     def transports(self) -> dict[str, bool]:
         """For each transport in use, by name: whether hints can be sent and received now. Raises StoppedError if the app does not run."""
         self._running_workers()
-        return {} if self._publishers is None else self._publishers.up
+        return {} if self._publishers is None else self._publishers.find_usable_transports
 
     @property
     def refused(self) -> list[reaction_registry.UnacceptedReaction]:
@@ -349,7 +353,8 @@ class Running:
             timeout: how long this may take; None for no limit.
 
         Raises:
-            TimeoutError: something was still to be done after the timeout; the message names the reactions, calls and databases, and why.
+            TimeoutError: something was still to be done after the timeout. The message names the busy reactions and calls, and says which
+                databases are down and why.
         """
         timeout_s = None if timeout is None else _to_seconds("timeout", timeout)
         mine = self._group is None
@@ -360,7 +365,7 @@ class Running:
                 raise StoppedError(f"{self!r} runs for hints alone in this process (hints_only), and carries nothing out here")
             end = None if timeout_s is None else self._clock.monotonic() + timeout_s
             group = self._group
-            for slot in () if group is None else sorted(group.slots, key=lambda slot: not slot.up):
+            for slot in () if group is None else sorted(group.slots, key=lambda slot: not slot.is_up):
                 left = None if end is None else end - self._clock.monotonic()
                 worker = None if group is None else group.wait_for_worker(slot, left)
                 if worker is None or not worker.wait_until_idle(None if end is None else end - self._clock.monotonic()):
@@ -383,8 +388,8 @@ class Running:
         """Wait until the clauses hold for one record, or until the timeout: for web requests. A SELECT decides; hints only make it run
         sooner.
 
-        Await the returned coroutine. Wrong arguments raise an error before that, when `wait_for` is called: it reads the source code of its
-        call.
+        Await the returned coroutine. Wrong arguments raise an error before that, in the call of `wait_for` itself: the source code of this
+        call is checked.
 
         Args:
             record: the mapped class of the record.
@@ -421,7 +426,7 @@ class Running:
         new_database: bool = False,
         progress: Callable[[str, int], None] | None = None,
     ) -> list[str]:
-        """Create groundstate's four tables where they are missing, and start reactions on rows that exist. It may be called again at any
+        """Create groundstate's four tables where they are missing, and start reactions on rows that exist. You may call this again at any
         time.
 
         Args:
@@ -435,7 +440,8 @@ class Running:
                 in doubt, and so does each later call until `groundstate trust` is run.
             new_database: this database is new, so the witness files (counts of begun calls) that were found belong to another database:
                 they are erased, and each is logged.
-            progress: called with the name of a reaction and the number of its rows written so far, for `baseline` and for 'doubt'.
+            progress: a function that is called while attempts are written for `baseline` and 'doubt', with the name of a reaction and the
+                number of attempts that were written for it so far.
 
         Returns:
             The names of what was created, each with its database's name if there are several.
@@ -479,8 +485,8 @@ class Running:
         raise DeclarationError(f"{record.__name__} is in no store of {self!r}")
 
     def _open_database(self, part: Store) -> Database:
-        """Return the open database of the running worker. If no worker runs, return one that is opened by the first call, and kept open
-        until `stop`.
+        """Return the open database of the running worker. If no worker runs, the first call opens the database, which stays open until
+        `stop`.
         """
         for slot in self._group.slots if self._group is not None else ():
             if slot.store is part and slot.worker is not None:

@@ -1,4 +1,7 @@
-"""Checks `load=` of a call: SQLAlchemy loader options for the record of its reaction. Raises DeclarationError with the cure."""
+"""Checks the option `load=` of a call: SQLAlchemy loader options for the records of the reaction that makes the call.
+
+Raises DeclarationError with the cure.
+"""
 
 from __future__ import annotations
 

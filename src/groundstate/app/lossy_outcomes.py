@@ -95,8 +95,9 @@ class _TypeWalk:
             self._refuse(path, f"keys of types {' and '.join(map(type_name, kinds))} are written as the same texts", cure)
 
     def _check_fields(self, kind: type, path: str) -> Iterator[tuple[str, Any, bool]]:
-        """Yield for each field of the class a triple: its name, its annotation, and whether a serializer of the class writes it. Refuse a
-        field that JSON loses.
+        """Yield a triple for each field of the class: its name, its annotation, and whether a serializer of the class writes it.
+
+        Refuse the class if a field would be lost, because it is not written to JSON or not read from JSON.
         """
         decorators = getattr(kind, "__pydantic_decorators__", None)
         whole = bool(decorators is not None and decorators.model_serializers)

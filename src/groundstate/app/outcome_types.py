@@ -114,7 +114,7 @@ def _can_be_told_from_dict(one: Any, other: Any) -> bool:
         return True  # values of both types are dicts when loaded, so it does not matter which type is chosen
     fields, mapping = (fields_of(one), other) if is_type_with_fields(one) and not is_root_model(one) else (fields_of(other), one)
     values = typing.get_args(mapping)[-1:]
-    written = is_type_with_fields(one)  # the JSON is of type `one`: if that type has fields, even optional fields are in the JSON
+    written = is_type_with_fields(one)  # the JSON was written for type `one`: if this type has fields, its optional fields are written too
     return any(_json_kinds_are_disjoint(kind, value) for kind, required in fields.values() if required or written for value in values)
 
 

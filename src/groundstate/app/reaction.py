@@ -56,8 +56,8 @@ class _DeclaredReaction(Generic[R]):
         """Declare the handler that runs if a record was not carried out within `valid_for` of its due time. The handler must change the
         record so that the condition no longer holds.
 
-        It runs once, in a transaction of its own, instead of the call and the ordinary handler. If the record has an attempt in doubt, the
-        attempt is settled before.
+        This handler runs once, in a transaction of its own, instead of the call and the ordinary handler. If the record has an attempt in
+        doubt, the attempt is settled first.
 
         Raises:
             DeclarationError: the reaction has no `due=after(..., valid_for=...)`, so that the handler would never run.
@@ -98,14 +98,14 @@ class Reaction(_DeclaredReaction[R], Generic[R, O, P]):
         self.spec.handler.call(record, outcome, *args, **kwargs)
 
     def overtaken(self, handler: Callable[Concatenate[R, O, Q], None], /) -> Callable[Concatenate[R, O, Q], None]:
-        """Declare the handler for an outcome that came when the condition, or its occurrence, no longer held.
+        """Declare the handler for an outcome that came too late: the condition no longer holds, or the record has another occurrence.
 
         Without this handler, and without `App.on(overtaken=...)`, the ordinary handler is run. If the ordinary handler writes nothing but a
         done column, its write is kept. Otherwise the outcome is held for a person; under `InDoubt.repeat()` it is dropped with a line in
         the log.
 
         Raises:
-            DeclarationError: the reaction has such a handler, or an `overtaken=`, already.
+            DeclarationError: the reaction already has such a handler, or it has the option `overtaken=`.
         """
         if self.spec.when_overtaken is not None:
             raise DeclarationError(

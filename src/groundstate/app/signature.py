@@ -23,7 +23,7 @@ from groundstate.values.errors import DeclarationError
 if sys.version_info >= (3, 14):
     import annotationlib
 
-_CALL = "__call__"  # the method that runs if an object that is no function is called
+_CALL = "__call__"  # the method that runs if an object of the user's own class is called like a function
 _PACKAGE = __name__.partition(".")[0]
 _SUPPLIES: dict[Any, str] = {
     Session: "session",
@@ -57,16 +57,18 @@ class Signature:
 
     function: Function
     what: str  # how error messages name the function, such as "the handler paid"
-    first: tuple[Any, ...]  # the annotation of each parameter that is passed by position; inspect.Parameter.empty for one without
+    first: tuple[Any, ...]  # the annotation of each parameter that is passed by position, or inspect.Parameter.empty if it has none
     returns: Any
 
 
 def read_signature(call: Any, what: str, first: Sequence[str], supplied: Sequence[str]) -> Signature:
-    """Return the signature of a function whose first parameters get the arguments named in `first`, by position. Each other parameter has a
-    default, or an annotation that stands for a value named in `supplied`.
+    """Return the signature of a function, after checking that groundstate can call it.
+
+    Its first parameters take the arguments that `first` describes, by position. Each other parameter must have a default, or an annotation
+    that stands for one of the values named in `supplied`.
 
     Raises:
-        DeclarationError: the function cannot be called in this way; the message says what it may take.
+        DeclarationError: the function cannot be called in this way; the message says which parameters it may have.
     """
     if not callable(call):
         raise DeclarationError(f"{what} is no function but {call!r}")
@@ -185,8 +187,8 @@ def _value_name_of_annotation(annotation: Any) -> str | None:
 
 
 def _resolve_annotations(call: Any) -> dict[str, Any]:
-    """Return the annotation of each parameter, by name. Each is resolved by itself, so that an unknown name in one leaves the others
-    intact.
+    """Return the annotation of each parameter, by name. Each annotation is resolved separately, so that an unknown name in one of them does
+    not affect the others.
     """
     function = _unwrap_function(call)
     names = _names_in_enclosing_scopes(function)
@@ -224,8 +226,9 @@ def _unwrap_function(call: Any) -> Any:
 
 
 def _names_in_enclosing_scopes(function: Any) -> dict[str, Any]:
-    """Return the variables in the function's closure and the local variables around its declaration, where annotations may find models that
-    were defined inside a function.
+    """Return the variables in the function's closure, and the local variables of the code that declares the function.
+
+    An annotation may name a model that was defined there.
     """
     names: dict[str, Any] = {}
     frame = inspect.currentframe()
@@ -243,7 +246,7 @@ def _names_in_enclosing_scopes(function: Any) -> dict[str, Any]:
     return names
 
 
-_MANY = 1000  # local names after which the search for more ends, so that it is never slow
+_MANY = 1000  # number of names after which no more scopes are searched, so that the search is never slow
 
 
 def _join_by_and(names: Sequence[str]) -> str:

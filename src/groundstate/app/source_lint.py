@@ -60,7 +60,7 @@ def find_misread_clause() -> str | None:
     return _find_misread_clause(_call_being_executed(), 1, now=False)
 
 
-_MOST = 1000  # how many results are cached at most, one for each call of `wait_for` in the user's code
+_MOST = 1000  # the largest number of cached results; there is one for each call of `wait_for` in the user's code
 _read: dict[tuple[Any, int], str | None] = {}  # the cached results, by code object and offset of the call in it
 
 
@@ -123,7 +123,9 @@ def _calls_in_source(text: str) -> dict[_Place, ast.Call]:
 
 
 def _parts_in_place_of_conditions(given: ast.expr) -> Iterator[ast.expr]:
-    """Yield each part of an argument that must be an SQL condition: the argument itself, and the operands of `&`, `|`, `~` and `and_`."""
+    """Yield the parts of an argument that must be SQL conditions: the argument itself, the operands of `&`, `|` and `~`, and the arguments
+    of `and_` and similar functions.
+    """
     yield given
     if isinstance(given, ast.BinOp) and isinstance(given.op, (ast.BitAnd, ast.BitOr)):
         yield from _parts_in_place_of_conditions(given.left)
@@ -166,7 +168,7 @@ def _why_python_compares(clause: ast.Compare, *, now: bool) -> str | None:
 
 
 def _is_sql_func(call: ast.Call) -> bool:
-    """Whether the call is one of SQLAlchemy's `func`, such as `func.now()` or `sqlalchemy.func.now()`."""
+    """Whether the call makes an SQL function by SQLAlchemy's `func`, such as `func.now()` or `sqlalchemy.func.now()`."""
     return (
         isinstance(call.func, ast.Attribute)
         and isinstance(call.func.value, (ast.Name, ast.Attribute))

@@ -19,7 +19,7 @@ Database = str | URL | Engine | AsyncEngineLike
 
 
 class _HasMetadata(Protocol):
-    """The type of a class object, not of its instances, that has the attribute `metadata`: a declarative base, SQLModel or another."""
+    """The type of a class (not of its instances) with the attribute `metadata`, such as a declarative base or SQLModel."""
 
     metadata: MetaData
 
@@ -32,7 +32,8 @@ class Store:
             the start.
         owns: declarative bases, SQLModel, or MetaData whose tables are in this database.
         failover: "lossy" if a failover of this database can lose a commit, "lossless" if none can.
-        direct: for PostgreSQL behind a pooler: a URL past the pooler, for the lock that shows that a worker is alive.
+        direct: for PostgreSQL behind a pooler: a URL that does not lead through the pooler. A worker needs such a connection for the lock
+            that shows that it is alive.
         witness: a folder for the witness files, on another disk than the database. Each worker records in its witness file how many calls
             it has begun, so that a restored backup is noticed.
         redact: a function that is applied to each error text before it is kept or logged.
@@ -91,7 +92,7 @@ class Store:
             name: the prefix of the names of databases in a list.
             failover: whether a failover of one of the databases can lose a commit, as for `Store`.
             redact: a function that is applied to error texts of all databases, as for `Store`.
-            direct: for PostgreSQL behind poolers: URLs past the poolers, by the names of shards.
+            direct: for PostgreSQL behind poolers: URLs that do not lead through the poolers, by the names of shards, as for `Store`.
             witness: a folder in which each shard gets a folder of its own for its witness files, as for `Store`.
             state: for SQLite: the folder for the counts of begun calls of all shards, as for `Store`.
 
@@ -148,8 +149,9 @@ class Store:
 
     @property
     def sqlite_dialect(self) -> Dialect | None:
-        """SQLAlchemy's SQLite dialect, if a database of the store is known to be SQLite. None if no database is, or if it is known only at
-        the start.
+        """SQLAlchemy's SQLite dialect, if a database of the store is known to be SQLite.
+
+        It is None if all databases are of another kind, or if their kind is known only at the start.
         """
         return next((known for part in self.databases if (known := sqlite_dialect_of(part._database)) is not None), None)  # noqa: SLF001 - an attribute of the same class
 
@@ -177,7 +179,7 @@ class Store:
 
 
 class ShardedStore(Store):
-    """A store of several databases, made by `Store.shards`. Each row is in one of them, and no transaction spans several."""
+    """A store of several databases, made by `Store.shards`. Each row is in one database, and no transaction spans several databases."""
 
     def __init__(self, parts: Iterable[Store]) -> None:
         self._parts = tuple(parts)

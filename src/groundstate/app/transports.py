@@ -16,7 +16,7 @@ from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.safe_text import describe_exception
 from groundstate.engine.watch.hint_publisher import STOP_S, HintPublisher
 from groundstate.engine.watch.shard_routing import DatabasePart
-from groundstate.engine.worker import Worker
+from groundstate.engine.worker.worker import Worker
 from groundstate.rules.specs import ReactionSpec
 from groundstate.store import connect as stores
 from groundstate.transport import from_url as transports
@@ -101,7 +101,7 @@ class HintPublishers:
 
     @property
     def _sending_publishers(self) -> list[HintPublisher]:
-        """The hint publishers that send hints, each once; all stores share one if the app's author chose a transport."""
+        """The hint publishers that send hints, without duplicates: all stores share one publisher if the app's author chose a transport."""
         return list(dict.fromkeys(self._publishers.values()))
 
     def publisher_of(self, store: Store) -> HintPublisher | None:
@@ -132,7 +132,10 @@ class HintPublishers:
             one.stop(end - self._clock.monotonic())
 
     def pass_hints_to(self, store: Store, worker: Worker) -> None:
-        """From now on pass hints about this store to this worker, also hints that triggers in its database send. The worker must be up."""
+        """From now on pass hints about this store to this worker. The worker must be up.
+
+        This includes hints that triggers in the store's database send.
+        """
         if store in self._publishers:
             self._publishers[store].add_receiver(worker, store.name or "")
         known = self._publishers_of_triggers.get(store)
@@ -150,26 +153,27 @@ class HintPublishers:
                     told.start(wait=False)
 
     @property
-    def up(self) -> dict[str, bool]:
+    def find_usable_transports(self) -> dict[str, bool]:
         """Whether hints can be sent and received now, by the name of each transport."""
         found: dict[str, bool] = {}
         for one in self._sending_publishers:
             found[one.transport.name] = found.get(one.transport.name, True) and one.is_up
         return found
 
-    def call_at_each_hint(self, bell: Callable[[], None]) -> None:
+    def add_hint_listener(self, bell: Callable[[], None]) -> None:
         """Call `bell` at each hint from another process, from now on."""
         for one in self._sending_publishers:
             one.add_bell(bell)
 
     def request_hints(self) -> None:
-        """Ask other processes to send hints about rows for which they carry out reactions. The request expires: repeat it every second or
-        two.
+        """Ask other processes to send hints about the rows that their reactions handle.
+
+        The request expires: repeat it every second or two.
         """
         for one in self._sending_publishers:
             one.announce_wait()
 
-    def stop_calling(self, bell: Callable[[], None]) -> None:
+    def remove_hint_listener(self, bell: Callable[[], None]) -> None:
         """No longer call `bell` at hints from other processes."""
         for one in self._sending_publishers:
             one.remove_bell(bell)
@@ -203,5 +207,5 @@ def _make_queries(store: Store, specs: Sequence[ReactionSpec]) -> list[Condition
     database = stores.open_store(store.settings())[0]
     queries = [ConditionQuery(spec, database) for spec in specs]
     for query in queries:
-        query.has_triggers = True  # a trigger may change rows, so a clause cannot be evaluated from the committed values
+        query.triggers_may_change_row = True  # a trigger may change rows, so a clause cannot be evaluated from the committed values
     return queries

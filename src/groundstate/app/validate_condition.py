@@ -33,7 +33,7 @@ def check_clauses_of_wait_for(what: str, mapper: Mapper[Any], given: Sequence[An
     why = source_lint.find_misread_clause_of_wait_for()
     if why is not None:
         raise DeclarationError(f"{what}: {why}")
-    clauses = look.split_and(given)
+    clauses = look.flatten_ands(given)
     for clause in clauses:
         why = condition_lint.reason_to_refuse_immediate_clause(clause, mapper)
         if why is not None:
@@ -43,7 +43,7 @@ def check_clauses_of_wait_for(what: str, mapper: Mapper[Any], given: Sequence[An
 
 def check_clauses(what: str, mapper: Mapper[Any], given: Sequence[Any]) -> tuple[ColumnElement[bool], ...]:
     """Return the clauses of the condition, split at SQL's AND. Raises DeclarationError if a clause cannot be evaluated on the record."""
-    clauses = look.split_and(given)
+    clauses = look.flatten_ands(given)
     for clause in clauses:
         why = condition_lint.reason_to_refuse_clause(clause, mapper)
         if why is not None:
@@ -116,9 +116,7 @@ def has_columns_mutable_in_place(mapper: Mapper[Any]) -> bool:
 
 
 def columns_changed_unnoticed(mapper: Mapper[Any], names: Iterable[str]) -> list[str]:
-    """Return those of the named columns whose values can change in place without SQLAlchemy noticing. Call it when the mappers are
-    configured.
-    """
+    """Return the named columns whose values can change in place without SQLAlchemy noticing. Call this when the mappers are configured."""
     lost = []
     for name in sorted(names):
         column = mapper.columns.get(name)
@@ -128,7 +126,7 @@ def columns_changed_unnoticed(mapper: Mapper[Any], names: Iterable[str]) -> list
 
 
 def _is_mutation_tracked(mapper: Mapper[Any], name: str) -> bool:
-    """Whether the attribute's value is a Mutable of SQLAlchemy, which notices changes in place. The attribute's listeners tell."""
+    """Whether the attribute's value is a Mutable of SQLAlchemy, which notices changes in place. The attribute's listeners show this."""
     attribute = mapper.class_manager.get(name)
     listeners = list(attribute.dispatch.set) if attribute is not None else []
     wrapped = [cell.cell_contents for listener in listeners for cell in getattr(listener, "__closure__", None) or ()]

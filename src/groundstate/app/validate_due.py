@@ -48,7 +48,7 @@ def columns_of_due_time(what: str, mapper: Mapper[Any], due: DueSpec) -> tuple[I
     """
     if due.attribute is not None:
         return (due.attribute,)
-    named = {look.base_column(one) for one in look.only_columns(look.own_parts(due.base))}
+    named = {look.base_column(one) for one in look.only_columns(look.iterate_without_subqueries(due.base))}
     found = sorted((validate_condition.mapped_attribute_of(what, mapper, one, "due") for one in named), key=lambda one: one.key)
     for one in found:
         if not _column_type_can_be_in_key(one.type):

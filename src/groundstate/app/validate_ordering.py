@@ -40,7 +40,7 @@ def check_in_order(what: str, mapper: Mapper[Any], given: Any) -> InOrder | None
     return InOrder(by, order, past_held=bool(given.past_held))
 
 
-def check_per(what: str, mapper: Mapper[Any], call: CallSpec | None, given: Any) -> InstrumentedAttribute[Any] | None:
+def validate_per(what: str, mapper: Mapper[Any], call: CallSpec | None, given: Any) -> InstrumentedAttribute[Any] | None:
     """Return the attribute whose value names the tenant of the external service. Returns None if the option `per=` was not given."""
     if given is None:
         if call is not None and (call.service.limit_per is not None or call.service.rate_per is not None):

@@ -23,7 +23,7 @@ from groundstate.store.port import Database
 from groundstate.values import keys
 from groundstate.values.errors import DeclarationError
 
-LOOKS_S = 0.5  # seconds after which the query is repeated without a hint, since other processes may write and send none
+LOOKS_S = 0.5  # seconds after which the query is repeated even without a hint, since other processes may write without sending hints
 ASKS_S = 0.05  # seconds that each query may take, even if less is left of the timeout
 GAP_S = 0.02  # shortest time in seconds between two queries, since many workers may send many hints
 _threads = Threads("groundstate-beside-a-loop")
@@ -87,7 +87,7 @@ async def wait_for(
     wake_up = _WakeUp(running_asyncio_loop("wait_for"))
     commit_hooks.add_listener(wake_up)
     if publishers is not None:
-        publishers.call_at_each_hint(wake_up.wake)
+        publishers.add_hint_listener(wake_up.wake)
     try:
         end = clock.monotonic() + timeout_s
         while True:
@@ -110,7 +110,7 @@ async def wait_for(
     finally:
         commit_hooks.remove_listener(wake_up)
         if publishers is not None:
-            publishers.stop_calling(wake_up.wake)
+            publishers.remove_hint_listener(wake_up.wake)
 
 
 async def _poll_databases_until_one_holds(asked: Sequence[PolledDatabase], end: float, clock: Clock) -> None:
@@ -165,7 +165,7 @@ class _WakeUp:
         self.event = asyncio.Event()
         self._loop = loop
 
-    def hear(self, touched: commit_hooks.Touched) -> None:  # noqa: ARG002  # which rows were touched does not matter: the query decides
+    def note_commit(self, touched: commit_hooks.TouchedRecords) -> None:  # noqa: ARG002  # which rows were touched does not matter: the query decides
         self.wake()
 
     def wake(self) -> None:
@@ -194,7 +194,7 @@ class PolledDatabase:
                 self.holds = connection.execute(self._statement).first() is not None
             self.error = None
         except DBAPIError as error:
-            if not db_errors.is_transient(error):
+            if not db_errors.is_no_fault_of_record(error):
                 raise
             self.error = error
         finally:

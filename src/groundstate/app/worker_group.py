@@ -19,14 +19,15 @@ from groundstate.engine.operate.shard_check import AdmittedDatabases
 from groundstate.engine.recover.startup import WHILE_IT_CAME_UP
 from groundstate.engine.sql import db_errors
 from groundstate.engine.sql.safe_text import describe_exception
-from groundstate.engine.worker import StopResult, Worker
+from groundstate.engine.worker.shut_down import StopResult
+from groundstate.engine.worker.worker import Worker
 from groundstate.rules.specs import ReactionSpec
 from groundstate.values.errors import StoppedError
 
 log = logging.getLogger("groundstate")
 FIRST_S = 0.5  # seconds before a database is tried again; the pause then doubles each time
 LONGEST_S = 30.0  # seconds: the longest pause between two tries to reach a database
-START_S = 10.0  # seconds that `start` waits for the other workers, once a worker is up; then for each to register reactions
+START_S = 10.0  # seconds for which `start` waits for other workers to come up, and for which it waits for a worker to register reactions
 
 
 @dataclass
@@ -41,17 +42,17 @@ class DatabaseWorkerSlot:
     starting_worker: Worker | None = None  # the worker that is being started now; otherwise None
     error: BaseException | None = None
     tried: bool = field(default=False)
-    ended: BaseException | None = None  # the error that ended its last worker; None once another worker is up
-    pause_s: float = 0.0  # seconds that were waited before the last try to start a worker
+    ended: BaseException | None = None  # the error that ended the last worker of this database; None once another worker is up
+    pause_s: float = 0.0  # length in seconds of the last pause between the end of a worker and the start of another
     since: float = 0.0  # monotonic time, in seconds, when the worker came up
 
     @property
-    def up(self) -> bool:
+    def is_up(self) -> bool:
         """Whether the worker of this database is up."""
         return self.worker is not None
 
     @property
-    def trouble(self) -> str | None:
+    def reason_of_standstill(self) -> str | None:
         """The reason why nothing is carried out on this database now. It is None if all is well."""
         if self.worker is not None:
             return self.worker.current_trouble
@@ -103,7 +104,7 @@ class WorkerGroup:
     @property
     def down(self) -> dict[str, str]:
         """The databases on which nothing is carried out now, by name, each with the reason."""
-        return {slot.store.label: slot.trouble for slot in self.slots if slot.trouble is not None}
+        return {slot.store.label: slot.reason_of_standstill for slot in self.slots if slot.reason_of_standstill is not None}
 
     @property
     def waiting(self) -> dict[str, str]:
@@ -113,7 +114,7 @@ class WorkerGroup:
             if slot.worker is not None:
                 found |= slot.worker.reasons_of_waiting_reactions
             else:
-                found |= dict.fromkeys(slot.reactions, f"{slot.store.label} is down: {slot.trouble}")
+                found |= dict.fromkeys(slot.reactions, f"{slot.store.label} is down: {slot.reason_of_standstill}")
         return found
 
     # ---- coming up -------------------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class WorkerGroup:
             self._starting = False
         if self.is_stopped():
             raise StoppedError(WHILE_IT_CAME_UP)
-        standing = [slot.error for slot in self.slots if slot.error is not None and not db_errors.is_transient(slot.error)]
+        standing = [slot.error for slot in self.slots if slot.error is not None and not db_errors.is_no_fault_of_record(slot.error)]
         if not standing and not self.workers:
             standing = [slot.error for slot in self.slots if slot.error is not None]
         if standing:
@@ -152,7 +153,7 @@ class WorkerGroup:
         """
         if self.is_stopped():
             return True
-        if any(slot.error is not None and not db_errors.is_transient(slot.error) for slot in self.slots):
+        if any(slot.error is not None and not db_errors.is_no_fault_of_record(slot.error) for slot in self.slots):
             return True
         return all(slot.tried for slot in self.slots) or (self._clock.monotonic() >= end and bool(self.workers))
 
@@ -165,7 +166,7 @@ class WorkerGroup:
                 with self._changed:
                     said, slot.error, slot.tried = self._starting, error, True
                     self._changed.notify_all()
-                if self.is_stopped() or (said and not db_errors.is_transient(error)):
+                if self.is_stopped() or (said and not db_errors.is_no_fault_of_record(error)):
                     return  # `start` raises the error
                 self._log_database_down(slot.store.label, wait, _describe_error(error))
                 self._stopped.wait(wait)
@@ -224,7 +225,7 @@ class WorkerGroup:
         try:
             worker.database.connect()
             with self._changed:
-                self._admitted.admit(slot.store.label, worker.database, slot.sharded, slot.shards)
+                self._admitted.add_and_compare(slot.store.label, worker.database, slot.sharded, slot.shards)
         except BaseException:
             worker.database.close()
             raise
@@ -241,12 +242,13 @@ class WorkerGroup:
     def wait_for_worker(self, slot: DatabaseWorkerSlot, timeout_s: float | None) -> Worker | None:
         """Return the worker of this database once it is up. Returns None if it was not up in time."""
         with self._changed:
-            self._changed.wait_for(lambda: slot.up or self.is_stopped(), timeout_s)
+            self._changed.wait_for(lambda: slot.is_up or self.is_stopped(), timeout_s)
             return slot.worker
 
     def stop(self, limit_s: float) -> StopResult:
-        """Stop all workers at the same time, and wait up to `limit_s` seconds for each. Databases that are down are no longer tried, and a
-        start in progress ends. Does nothing if all is stopped already.
+        """Stop all workers at the same time, and wait up to `limit_s` seconds for each. Does nothing if all workers are stopped already.
+
+        From now on nothing tries to reach a database that is down. A start in progress ends.
         """
         with self._changed:
             if self.is_stopped():

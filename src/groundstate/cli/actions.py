@@ -13,7 +13,7 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from groundstate.app.app import App
-from groundstate.app.declared import databases_of, reactions_of, schedules_of, tables_elsewhere
+from groundstate.app.declared import databases_of, reactions_of, schedules_of, tables_of_other_stores
 from groundstate.app.store import Store
 from groundstate.cli.common import (
     AppOption,
@@ -30,7 +30,7 @@ from groundstate.cli.common import (
     open_store_read_only,
     print_json,
 )
-from groundstate.cli.held import held, stores_of
+from groundstate.cli.held import held, stores_that_may_hold
 from groundstate.engine.operate import actions, renaming
 from groundstate.engine.operate.action import ActionResult, Person
 from groundstate.engine.rows.attempt_text import count_with_noun, describe_record_or_tick
@@ -40,8 +40,8 @@ from groundstate.values.errors import ConflictError, NotFoundError
 __all__ = ["forget", "held", "rename", "retry", "settle", "trust"]
 
 T = TypeVar("T")
-SAID_MAX = 10  # how many refusals are printed at most after an action on many attempts
-SAID_JSON_MAX = 1000  # how many refusals --json lists at most
+SAID_MAX = 10  # the largest number of refusals that are printed after an action on many attempts
+SAID_JSON_MAX = 1000  # the largest number of refusals that --json lists
 
 ByOption = Annotated[
     str | None, typer.Option("--by", metavar="WHO", help="Who decides this, for the log. Default: the operating system's user.")
@@ -61,15 +61,16 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="With --all: do not
 @contextmanager
 def _open_for_person(app: App, store: Store, by: str | None) -> Iterator[Person]:
     with open_store_read_only(store) as (database, liveness):
-        transaction.refuse_tables_of_other_stores(database, tables_elsewhere(app, store))
+        transaction.refuse_tables_of_other_stores(database, tables_of_other_stores(app, store))
         yield actions.build_person(
             app.name, [*reactions_of(app, store), *schedules_of(app, store)], database, liveness, by=by, redact=store.redact
         )
 
 
 def _act_in_each_store(app: App, asked: StoreReader, by: str | None, act: Callable[[Person], T]) -> list[T]:
-    """Run an action, such as a retry, in each store. Return one result for each store in which it does not raise NotFoundError. Raises this
-    error if there is no such store.
+    """Run an action, such as a retry, in each store. Return one result for each store in which the action found what it looked for.
+
+    Raises NotFoundError if the action raised it in every store.
     """
     missing: list[NotFoundError] = []
 
@@ -97,7 +98,7 @@ def _act_on_attempt(  # noqa: PLR0913, PLR0917  # they name the attempt, the sto
         NotFoundError: no store has such an attempt.
         ConflictError: several stores have such an attempt.
     """
-    stores = choose_stores(stores_of(app, name), only)
+    stores = choose_stores(stores_that_may_hold(app, name), only)
     if len(stores) == 1:
         return _act_in_each_store(app, StoreReader(stores), by, act)[0]
     asked = StoreReader(stores)
@@ -188,9 +189,9 @@ def settle(  # noqa: PLR0913  # each parameter is an option of the command
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001  # `common.exit_with_code_on_error` reads the option
 ) -> None:
-    """Say what became of a held call that no lookup can settle.
+    """Say what became of a held call that groundstate cannot look up by itself.
 
-    Look up the call's key at the provider first. `groundstate held --long` shows the key.
+    Search for the call's key at the provider first. `groundstate held --long` shows the key.
     """
     if absent == (outcome is not None):
         raise CommandFailed("give one of the two: --absent (the service did not act), or --outcome JSON (it acted, with this outcome)")
@@ -322,11 +323,11 @@ def _act_on_all_attempts(  # noqa: PLR0913, PLR0917  # they name the attempts, t
             if not did.done and len(left) < SAID_JSON_MAX:
                 left.append(did)
 
-    asked = StoreReader(choose_stores(stores_of(app, name), only))
+    asked = StoreReader(choose_stores(stores_that_may_hold(app, name), only))
     _act_in_each_store(app, asked, by, act_on_held)
     if as_json:
         print_json(
-            command, {"reaction": name, "counts": dict(counts), "not_done": [asdict(one) for one in left], **asked.unreadable_as_json}
+            command, {"reaction": name, "counts": dict(counts), "not_done": [asdict(one) for one in left], **asked.unusable_stores_json}
         )
     else:
         _print_bulk_result(name, counts, left)
@@ -371,12 +372,12 @@ def trust(
     From now on calls are made as usual, and no longer start in doubt.
     """
     the_app = find_app(app)
-    asked = StoreReader(choose_stores(stores_of(the_app, reaction), only))
-    done = _act_in_each_store(the_app, asked, by, lambda person: renaming.trust(person, reaction))
+    asked = StoreReader(choose_stores(stores_that_may_hold(the_app, reaction), only))
+    done = _act_in_each_store(the_app, asked, by, lambda person: renaming.trust_reactions(person, reaction))
     cleared = sorted(name for one in done for name in one.reactions)
     in_doubt, waiting = sum(one.in_doubt for one in done), sum(one.held for one in done)
     if as_json:
-        print_json("trust", {"trusted": cleared, "in_doubt": in_doubt, "held_unsure": waiting, **asked.unreadable_as_json})
+        print_json("trust", {"trusted": cleared, "in_doubt": in_doubt, "held_unsure": waiting, **asked.unusable_stores_json})
         asked.report_unreadable()
         return
     out = console()
@@ -409,13 +410,13 @@ def rename(  # noqa: PLR0913  # each parameter is an option of the command
     """
     the_app = find_app(app)
     act = renaming.rename_app if whole_app else renaming.rename
-    asked = StoreReader(databases_of(the_app) if whole_app else stores_of(the_app, new))
+    asked = StoreReader(databases_of(the_app) if whole_app else stores_that_may_hold(the_app, new))
     done = _act_in_each_store(the_app, asked, by, lambda person: act(person, old, new))
     count, reactions = sum(one.attempts for one in done), sum(one.reactions for one in done)
     known = new == the_app.name if whole_app else new in the_app.reactions or new in the_app.schedules
     if as_json:
         content: dict[str, Any] = {"old": old, "new": new, "attempts": count, "reactions": reactions, "declared": known}
-        print_json("rename", content | asked.unreadable_as_json)
+        print_json("rename", content | asked.unusable_stores_json)
         asked.report_unreadable()
         return
     what = count_with_noun(count, "attempt", "attempts")

@@ -53,7 +53,7 @@ def check(
     bad = any(one.level == "problem" for _, _, findings in told for one in findings)
     if as_json:
         stores = [{"store": name, "findings": findings} for name, _, findings in told]
-        print_json("check", {"app": found.name, "stores": stores, **asked.unreadable_as_json})
+        print_json("check", {"app": found.name, "stores": stores, **asked.unusable_stores_json})
     else:
         for _, title, findings in told:
             _print_findings(console(), title, findings)
@@ -65,7 +65,7 @@ def _check_store(app: App, store: Store) -> list[Finding]:
     database, _, _ = connect.open_store(store.settings())
     refuse_missing_database(database)
     try:
-        return engine.check(
+        return engine.check_database(
             database, [ConditionQuery(spec, database) for spec in reactions_of(app, store)], store.metadatas, schedules_of(app, store)
         )
     finally:
@@ -82,7 +82,7 @@ def _check_across_shards(app: App, store: Store, reached: Sequence[Store]) -> li
                 stack.callback(database.close)
                 database.connect()
                 shards[part.label] = (database, [ConditionQuery(spec, database) for spec in reactions_of(app, part)])
-        return shard_check.check(shards)
+        return shard_check.check_shards(shards)
 
 
 def _print_findings(out: Console, store: str, findings: list[Finding]) -> None:

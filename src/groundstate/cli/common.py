@@ -50,12 +50,12 @@ from groundstate.values.errors import (
 log = logging.getLogger("groundstate")
 P = ParamSpec("P")
 T = TypeVar("T")
-_YEARS = (1900, 9000)  # the first and the last year of points in time that a person may give
-FORMAT = 1  # version of all --json output: raised if a field is removed or changes its meaning, and not if a field is added
+_YEARS = (1900, 9000)  # the first and the last year from which a person may give a point in time
+FORMAT = 1  # version of all --json output: incremented if a field is removed or changes its meaning, not if a field is added
 
 
 class Code(enum.IntEnum):
-    """The exit codes of every command. The command `demo` has its own, which its help lists."""
+    """The exit codes of all commands except `demo`, whose help lists its own."""
 
     OK = 0  # the command is done; work may be left
     FINDINGS = 1  # `check` found problems, or an action on an attempt is not possible now
@@ -64,7 +64,7 @@ class Code(enum.IntEnum):
     DATABASE = 4  # the database is not initialised, refused, not reached, locked or damaged; or the transport cannot be used
     FAILED = 5  # an error in groundstate itself; --debug shows where
     LEFT_BEHIND = 6  # `run` was stopped, and a worker's own thread did not end, since a handler hangs
-    # Beside these: 128 + n if a second signal n ended the process at once (130 for SIGINT, 143 for SIGTERM)
+    # There is one more: 128 + n if a second signal n ended the process at once (130 for SIGINT, 143 for SIGTERM).
 
 
 AppOption = Annotated[
@@ -210,16 +210,15 @@ REFUSED = "A start is refused: "
 
 
 def find_conflict_with_admitted(app: App, store: Store, database: Database, admitted: AdmittedDatabases) -> str | None:
-    """Return why a start would refuse this database, with the cure: it conflicts with a database in `admitted` (those of the app's earlier
-    stores), or is the same as one of these.
+    """Return why a start would refuse this database, with the cure: it is the same as another database of the app, or conflicts with one.
 
-    Returns None, and adds the database to `admitted`, if there is no conflict.
+    Returns None, and adds the database to `admitted`, if there is no conflict. admitted: the databases of the app that were checked before.
     """
     if len(databases_of(app)) < 2:
         return None
     shards = next(one.databases for one in app.stores if store in one.databases)
     try:
-        admitted.admit(store.label, database, reactions_of(app, store) if len(shards) > 1 else (), [one.label for one in shards])
+        admitted.add_and_compare(store.label, database, reactions_of(app, store) if len(shards) > 1 else (), [one.label for one in shards])
     except StoreRefusedError as error:
         return str(error)
     return None
@@ -262,8 +261,8 @@ class UnreadableStore:
 class StoreReader:
     """Reads one store after another.
 
-    If a store cannot be read, the other stores are still read, and the unreadable store is reported at the end. An only store's error is
-    raised.
+    If a store cannot be read, the other stores are still read, and the unreadable store is reported at the end. If there is only one store,
+    its error is raised.
     """
 
     def __init__(self, stores: Sequence[Store]) -> None:
@@ -287,7 +286,7 @@ class StoreReader:
         return answers
 
     @property
-    def unreadable_as_json(self) -> dict[str, Any]:
+    def unusable_stores_json(self) -> dict[str, Any]:
         """A dict with the field `unusable`, for JSON output: the stores that could not be read. The dict is empty if all stores could be
         read.
         """

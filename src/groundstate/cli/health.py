@@ -68,9 +68,9 @@ class Health:
 
 
 class StuckLog:
-    """Logs each worker that gets stuck, once until the worker runs again, with the stack of its thread.
+    """Logs each worker that gets stuck, with the stack of its thread. It logs a worker again only if the worker ran in the meantime.
 
-    Only one thread may use it, by calling `log_changes` repeatedly.
+    Only one thread may use this, by calling `log_changes` repeatedly.
     """
 
     def __init__(self, app: App, health: Health, within_s: float) -> None:
@@ -80,8 +80,8 @@ class StuckLog:
         self._stuck_for_s: dict[str, float] = {}  # by store: for how many seconds its worker was stuck at the last call of `log_changes`
 
     def log_changes(self) -> None:
-        """Log the workers that got stuck since the last call of this, and the workers that run again. Does nothing while the process starts
-        or drains.
+        """Log the workers that got stuck since the last call of this method, and the workers that run again. Does nothing while the process
+        starts or drains.
         """
         if not self._health.started or self._health.draining:
             return

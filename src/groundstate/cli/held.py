@@ -41,7 +41,7 @@ from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules.schedule import ScheduleSpec
 
 
-def stores_of(app: App, reaction: str | None) -> list[Store]:
+def stores_that_may_hold(app: App, reaction: str | None) -> list[Store]:
     """Return the stores in which attempts of a reaction can be: its own store, or all stores if this version of the application does not
     declare it.
     """
@@ -89,13 +89,13 @@ def held(  # noqa: PLR0913  # each parameter is an option of the command
     """
     the_app = find_app(app)
     which = Filter(reaction, record, unsure, with_outcome, why, baseline)
-    asked = StoreReader(choose_stores(stores_of(the_app, reaction), only))
+    asked = StoreReader(choose_stores(stores_that_may_hold(the_app, reaction), only))
     listed = _list_held(the_app, asked, which, _parse_cursor(after), limit)
     if as_json:
         shown = [{"store": store, **asdict(one)} for store, one in listed.held]
         others = [{"store": store, **asdict(one)} for store, one in listed.others]
         counts = {"total": listed.total, "baselines": listed.baselines, "more": listed.more}
-        print_json("held", {"held": shown, **counts, "others": others, **asked.unreadable_as_json})
+        print_json("held", {"held": shown, **counts, "others": others, **asked.unusable_stores_json})
     else:
         _print_held(listed, which, long=long)
         pending_tables.print_left_by_others(console(), the_app.name, [one for _, one in listed.others])

@@ -99,7 +99,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), _Request)
 
     def server_bind(self) -> None:
-        """Bind the socket without the library's DNS query for the host's name: it can take seconds, and its result is not used."""
+        """Bind the socket without the library's DNS query for the host's name. The query can take seconds, and its result is not used."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
@@ -112,7 +112,7 @@ class _Request(BaseHTTPRequestHandler):
     server: _Server
     timeout = REQUEST_S
 
-    def do_GET(self) -> None:  # http.server gives the name
+    def do_GET(self) -> None:  # http.server requires this name
         """Send the page for the path of the request."""
         status, kind, body = self.server.endpoint.respond_to(self.path.partition("?")[0])
         self.send_response(status)

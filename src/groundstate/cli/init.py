@@ -138,7 +138,7 @@ def _find_reactions_not_started(app: App) -> tuple[list[UnacceptedReaction], lis
             with database.reading() as connection:
                 queries = [ConditionQuery(spec, database) for spec in reactions_of(app, store)]
                 known = reaction_registry.read_known_reactions(connection, app.name)
-                # Conditions that cannot be evaluated were refused by `setting_up`, so the callback has nothing to do.
+                # `App.init` has refused conditions that cannot be evaluated, so the callback for such conditions does nothing.
                 left += reaction_registry.split_newcomers(connection, queries, known, lambda *_: None)[1]
             why = find_conflict_with_admitted(app, store, database, admitted)
             refused += [] if why is None else [why]

@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "why": ("groundstate.cli.why:why", "Explain every reaction on one record: what holds, and what comes next. Only reads."),
     "held": ("groundstate.cli.actions:held", "List the attempts that wait for a person, and why. Only reads."),
     "retry": ("groundstate.cli.actions:retry", "Try a held or failed attempt again."),
-    "settle": ("groundstate.cli.actions:settle", "Say what became of a held call that no lookup can settle."),
+    "settle": ("groundstate.cli.actions:settle", "Say what became of a held call that groundstate cannot look up by itself."),
     "forget": ("groundstate.cli.actions:forget", "Delete held attempts whose condition no longer holds."),
     "trust": ("groundstate.cli.actions:trust", "After a backup was restored: trust reactions again."),
     "rename": ("groundstate.cli.actions:rename", "Give a reaction's attempts and keys to its new name."),
@@ -39,22 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # write out characters that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # a character that the encoding lacks is printed as an escape
     asked = next((one for one in given if not one.startswith("-")), None)
     _make_command_line(asked)(args=given, prog_name="groundstate")
 
 
 def _open_closed_streams() -> None:
-    """Connect standard streams that the caller has closed to os.devnull.
+    """Open os.devnull in place of each standard stream that the caller has closed.
 
-    Otherwise the next file or connection that is opened would get the number of a closed stream, and what a library prints on that stream
-    would be written into it.
+    Otherwise the next file or connection that is opened would get the number of the closed stream, and what a library prints on that stream
+    would be written into this file or connection.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)  # gets the lowest free number: the closed stream's
+            os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)  # it gets the closed stream's number, the lowest free one
         if number and getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # it stays open until the process ends
 

@@ -58,7 +58,7 @@ def pending(  # noqa: PLR0913  # each parameter is an option of the command
     reports = asked.read_each(lambda store: read_pending(found, store, states=states, shown=limit, then=moment))
     if as_json:
         said = [{"store": store.label, "report": one} for store, one in reports]
-        print_json("pending", {"app": found.name, "stores": said, **asked.unreadable_as_json})
+        print_json("pending", {"app": found.name, "stores": said, **asked.unusable_stores_json})
     else:
         for store, one in reports:
             pending_tables.print_report(console(), found.name, store_title(store), one)
@@ -68,8 +68,8 @@ def pending(  # noqa: PLR0913  # each parameter is an option of the command
 def read_pending(app: App, store: Store, *, states: bool = False, shown: int = engine.SHOWN, then: datetime | None = None) -> Pending:
     """Return the report on one store of the app.
 
-    states: also list states that no reaction handles. shown: how many attempts of each kind are listed at most. then: report what is due at
-    this time; now if left out.
+    states: whether to list also states that no reaction handles. shown: the largest number of attempts of each kind that are listed. then:
+    the time for which the report says what is due; now if left out.
     """
     with open_store_read_only(store) as (database, liveness):
         queries = [ConditionQuery(spec, database, then) for spec in reactions_of(app, store)]

@@ -108,7 +108,7 @@ def shorten(words: str | None) -> str:
     return words if len(words) <= CELL else f"{words[: CELL - 1]}…"
 
 
-CELL = 160  # how many characters of a text a table cell shows at most
+CELL = 160  # the largest number of characters of a text that a table cell shows
 
 
 def _print_section(console: Console, title: str, made: Table, rows: Iterable[Sequence[object]]) -> None:
@@ -237,8 +237,8 @@ def _print_held(console: Console, report: Pending) -> None:
 
 
 def print_left_by_others(console: Console, app: str, others: Sequence[LeftByOther]) -> None:
-    """Print open attempts of other apps that have no living worker: attempts that affect this app each with the cure, all others in one
-    line.
+    """Print open attempts of other apps that have no living worker. Attempts that affect this app are printed with the cure; all others are
+    printed in one line.
     """
     for one in others:
         if one.ours:

@@ -57,7 +57,7 @@ def plan(
     waits = any(one.needs_person for _, one in plans)
     if as_json:
         content = [{"store": store.label, "needs_somebody": one.needs_person, "plan": one} for store, one in plans]
-        print_json("plan", {"app": found.name, "needs_somebody": waits, "stores": content, **asked.unreadable_as_json})
+        print_json("plan", {"app": found.name, "needs_somebody": waits, "stores": content, **asked.unusable_stores_json})
     else:
         for store, one in plans:
             _print_plan(console(), found.name, store_title(store), one)
@@ -66,7 +66,7 @@ def plan(
 
 
 def _plan_store(app: App, store: Store, admitted: AdmittedDatabases) -> Plan:
-    """Return the plan for one store. admitted: the databases of the app's earlier stores, with which the store's database must not
+    """Return the plan for one store. admitted: the databases of the app that were planned before, with which this store's database must not
     conflict.
     """
     with open_store_read_only(store) as (database, liveness):

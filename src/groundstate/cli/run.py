@@ -40,11 +40,11 @@ from groundstate.cli.http_endpoint import Endpoint
 from groundstate.cli.json_log import JsonLines
 from groundstate.cli.systemd import Notifier
 from groundstate.clock import SYSTEM_CLOCK
-from groundstate.engine.worker import StopResult
+from groundstate.engine.worker.shut_down import StopResult
 
 log = logging.getLogger("groundstate")
 LOOKS_S = 0.5  # seconds between two checks whether a worker is stuck
-GO, UP = -1, -2  # events that are no signals: a person says that work may begin; the start has ended
+GO, UP = -1, -2  # events that are no signals. GO: a person says that work may begin. UP: the start has ended.
 
 Events = queue.SimpleQueue[int]  # each is the number of a signal that arrived, or one of the constants GO and UP
 
@@ -108,7 +108,7 @@ def run(  # noqa: PLR0913  # each parameter is an option of the command
         raise CommandFailed("--stuck nan is no number of seconds")
     found = find_app(module or app)
     if not log_json:
-        # The log is set up after the import of the app, so that it leaves alone the logging that the app sets up.
+        # The app is imported before this, so that logging which the app's module has set up stays as it is.
         _set_up_log(None, debug=debug, stores=len(databases_of(found)) > 1)
     _enable_our_loggers(lines)
     if otel:
@@ -181,7 +181,7 @@ def _handle_stop_signals(events: Events, health: Health) -> None:
 
     def handle_stop_signal(number: int, _frame: object) -> None:
         if seen:
-            os._exit(128 + number)  # ends the process at once: its locks become free, and other workers settle its calls in flight
+            os._exit(128 + number)  # the process ends at once: its locks become free, and other workers settle its calls in flight
         seen.append(number)
         health.draining = True  # readiness probes fail from this moment on
         events.put(number)

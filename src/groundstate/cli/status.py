@@ -57,7 +57,8 @@ class HeldOfReaction:
     """The held attempts of one reaction.
 
     lists: the command that lists these attempts. can: the commands that a person can use on each of these attempts; empty if the commands
-    differ from attempt to attempt. If there are several attempts, PK stands for the record.
+    differ from attempt to attempt. If there are several attempts, the commands contain PK in place of a record's key, or TICK in place of
+    the time of a tick.
     """
 
     count: int
@@ -89,7 +90,8 @@ def status(
     seen = asked.read_each(lambda store: read_status(found, store))
     if as_json:
         print_json(
-            "status", {"app": found.name, "stores": [_store_as_json(found, store, one) for store, one in seen], **asked.unreadable_as_json}
+            "status",
+            {"app": found.name, "stores": [_store_as_json(found, store, one) for store, one in seen], **asked.unusable_stores_json},
         )
     else:
         for store, one in seen:

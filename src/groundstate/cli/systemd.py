@@ -29,7 +29,7 @@ class Notifier:
         self._ended = threading.Event()
 
     def stuck_limit_s(self, given_s: float) -> float:
-        """Return after how many seconds a worker counts as stuck: `given_s`, or half of the watchdog's timeout if this is shorter."""
+        """Return the number of seconds after which a worker counts as stuck: `given_s`, or half the watchdog's timeout if that is less."""
         return given_s if self._watchdog_s is None else min(given_s, self._watchdog_s / 2)
 
     def notify_ready(self) -> None:
@@ -81,7 +81,7 @@ def _socket_address(named: str) -> str | None:
 
 
 def _watchdog_timeout_s(environment: Mapping[str, str]) -> float | None:
-    """Return after how many seconds without a notification systemd kills this process. Returns None if no watchdog is set."""
+    """Return the number of seconds without a notification after which systemd kills this process. Returns None if no watchdog is set."""
     with suppress(ValueError):
         if int(environment.get("WATCHDOG_PID", os.getpid())) == os.getpid():
             return int(environment.get("WATCHDOG_USEC", "")) / 1e6 or None

@@ -58,7 +58,7 @@ def timers(
     said = sorted(((store.label, now, one) for store, (now, some) in answers for one in some), key=lambda one: one[2].due)[:limit]
     if as_json:
         print_json(
-            "timers", {"app": found.name, "timers": [{"store": name, "timer": one} for name, _, one in said], **asked.unreadable_as_json}
+            "timers", {"app": found.name, "timers": [{"store": name, "timer": one} for name, _, one in said], **asked.unusable_stores_json}
         )
     else:
         made = pending_tables.make_table("due", "reaction", "on", "record", *(["store"] if several else []))

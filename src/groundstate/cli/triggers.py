@@ -56,7 +56,8 @@ def triggers(
 ) -> None:
     """Show, install or remove triggers that send a hint to the workers when another program commits a change, on PostgreSQL.
 
-    They are statement-level triggers on the tables that conditions read. A hint names the table, and carries no data. SQLite needs none.
+    They are statement-level triggers on the tables that conditions read. A hint names the table and carries no data. SQLite needs no
+    triggers.
     """
     found = find_app(app)
     stores = [store for store in databases_of(found) if store.settings().url.get_backend_name() == "postgresql"]
@@ -68,7 +69,7 @@ def triggers(
     told = [(store.label, *one) for store, one in asked.read_each(lambda store: _carry_out(found, store, action, sql=sql))]
     if as_json:
         content = [{"store": name, "statements": statements, "tables": seen} for name, statements, seen in told]
-        print_json("triggers", {"app": found.name, "action": action, "stores": content, **asked.unreadable_as_json})
+        print_json("triggers", {"app": found.name, "action": action, "stores": content, **asked.unusable_stores_json})
     else:
         for name, statements, seen in told:
             _print_triggers(name, statements if sql else [], seen)
@@ -78,8 +79,9 @@ def triggers(
 
 
 def _carry_out(app: App, store: Store, action: Action, *, sql: bool) -> tuple[list[str], list[TableTrigger]]:
-    """Run the statements of the action, unless `sql` is given. Return a pair: the statements, and afterwards the state of each table's
-    trigger.
+    """Run the statements of the action, but not if `sql` is True. Then read the state of each table's trigger.
+
+    Return a pair: the statements, and these states.
     """
     database, _, _ = connect.open_store(store.settings())
     refuse_missing_database(database)

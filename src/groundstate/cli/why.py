@@ -72,7 +72,7 @@ def why(
     answers = _explain_record(found, asked, table, record)
     if as_json:
         stores = [{"store": store.label, "why": said} for store, said in answers]
-        print_json("why", {"app": found.name, "why": answers[0][1], "stores": stores, **asked.unreadable_as_json})
+        print_json("why", {"app": found.name, "why": answers[0][1], "stores": stores, **asked.unusable_stores_json})
     else:
         for store, said in answers:
             if len(databases_of(found)) > 1:
@@ -82,8 +82,8 @@ def why(
 
 
 def _explain_record(app: App, asked: StoreReader, table: str, record: str) -> list[tuple[Store, Why]]:
-    """Return a pair (store, explanation) for each store that has the record, or attempts on it. If no store has, return only the pair of
-    the first store with such a table.
+    """Return a pair (store, explanation) for each store that has the record or attempts on the record. If no store has either, return only
+    the pair of the first store that has the table.
     """
     missing: list[NotFoundError] = []
 
@@ -122,7 +122,7 @@ def _explain_schedule(app: App, spec: ScheduleSpec, tick: str | None, only: str 
         raise missing[0]
     if as_json:
         stores = [{"store": store.label, "schedule": said} for store, said in answers]
-        print_json("why", {"app": app.name, "schedule": answers[0][1], "stores": stores, **asked.unreadable_as_json})
+        print_json("why", {"app": app.name, "schedule": answers[0][1], "stores": stores, **asked.unusable_stores_json})
     else:
         for store, said in answers:
             if len(spec.store.databases) > 1:
@@ -195,7 +195,7 @@ def _print_attempt(out: Console, now: datetime, one: OpenAttempt) -> None:
     which = "round" if one.record else "tick"
     rounds = f" ({which} {escape_for_terminal(one.occurrence)})" if one.occurrence else ""
     since = format_time_for_people(one.since, now)
-    line = f"  {escape_for_terminal(one.reaction)}{rounds} is {one.standing} since {since}, failures {one.tries}"
+    line = f"  {escape_for_terminal(one.reaction)}{rounds} is {one.standing}, first tried {since}, failures {one.tries}"
     if one.has_outcome:
         line += ", an outcome is in hand"
     out.print(Text(line, style="yellow"), soft_wrap=True)

@@ -17,10 +17,10 @@ from groundstate.engine.operate import living_workers
 from groundstate.engine.operate.fleet_status import Overview
 from groundstate.engine.operate.living_workers import WorkerSeen
 from groundstate.engine.rows.worker_report import Ring, WorkerReport
-from groundstate.engine.watch.work_queue import FAILING_MOST
+from groundstate.engine.watch.postponement import FAILING_MOST
 
-PAUSES_SHOWN = 20  # how many pauses the table lists at most
-RINGS_SHOWN = 5  # how many endless circles of reactions are printed at most
+PAUSES_SHOWN = 20  # the largest number of pauses that the table lists
+RINGS_SHOWN = 5  # the largest number of endless circles of reactions that are printed
 
 
 @dataclass(frozen=True)

@@ -174,14 +174,15 @@ def _faults_of_progress(case: _Case) -> Iterator[str]:
     for attempt in case.attempts.values():
         if attempt.state != "held":
             yield f"was not finished: {attempt.reaction} is {attempt.state} ({attempt.error or attempt.why or 'no error'})"
-    # An attempt of the reaction `mailed` does not stop an order, so it is no reason for the order's status.
+    # An attempt of the reaction `mailed` does not keep an order from being packed, so it does not explain the order's status.
     if case.order.status not in ("packed", "cancelled") and not case.attempts.keys() - {"mailed"}:
         yield f"stopped at '{case.order.status}', and is listed nowhere"
 
 
 def _faults_of_charges(case: _Case) -> Iterator[str]:
-    """Yield a text for each fault in an order's charges: a paid order is charged once, and an unpaid order never, unless the attempt to
-    charge it is held.
+    """Yield a text for each fault in an order's charges.
+
+    A paid order must be charged once. An unpaid order must not be charged, unless the attempt to charge it is held.
     """
     order, charges = case.order, [charge["id"] for charge in case.charged]
     if len(charges) > 1:
@@ -201,8 +202,10 @@ def _faults_of_charges(case: _Case) -> Iterator[str]:
 
 
 def _faults_of_mails(case: _Case) -> Iterator[str]:
-    """Yield a text for each fault in an order's mails: an order marked as mailed has one mail, no order has two, and an order with a mail
-    that is not marked has a held attempt.
+    """Yield a text for each fault in an order's mails.
+
+    An order that is marked as mailed must have one mail. No order may have two mails. An order that has a mail but is not marked as mailed
+    must have a held attempt.
     """
     order, mails = case.order, len(case.mails)
     if mails > 1:

@@ -31,7 +31,7 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """The arguments of one demo. url: of the shop's database. folder: for the ledgers and logs."""
+    """The arguments of one demo. url: the URL of the shop's database. folder: the folder of the ledgers and logs."""
 
     url: str
     folder: Path
@@ -51,7 +51,7 @@ class Plan:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables of the shop's processes. A person needs them too, to inspect the result."""
+        """The environment variables of the shop's processes. A person who inspects the result by commands must set them too."""
         return {"SHOP_DATABASE": self.url, "GROUNDSTATE_APP": APP, "GROUNDSTATE_STATE": str(self.folder / "state")}
 
 
@@ -199,6 +199,6 @@ select (select count(*) from groundstate_attempt where state <> 'held')
 
 
 def count_unsettled(engine: Engine) -> int:
-    """Return the number of attempts that are not held, plus the number of unfinished orders without a held attempt."""
+    """Return the number of attempts that are not held, plus the number of unfinished orders that no attempt explains."""
     with engine.connect() as connection:
         return int(connection.execute(text(_UNSETTLED)).scalar_one())

@@ -26,16 +26,16 @@ class DroppedResponse(Response):
     """A response whose connection is closed before its body, so that the client does not learn whether the card was charged."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI defines the arguments
-        """Send the headers of a response, which announce a body, and nothing of the body."""
+        """Send the headers of a response, which announce a body, but send no body."""
         await send({"type": "http.response.start", "status": 201, "headers": [(b"content-length", b"1000")]})
 
 
 class Gateway:
     """The HTTP endpoints of the gateway, which write to one ledger.
 
-    treat: takes an order's number and which POST for it this is (1, 2, ...), and returns how to treat the POST. declines: returns whether
-        an order's card is declined.
-    pause, clock: for tests, which need not wait then.
+    treat: a function of an order's number and the POST's number (1 for the first POST with the order's key), which returns how to treat the
+        POST. declines: returns whether an order's card is declined.
+    pause, clock: replaced by tests, so that the tests need not wait.
     """
 
     def __init__(

@@ -24,8 +24,8 @@ class Trick(enum.Enum):
 class Treatment:
     """How the gateway treats one POST of a charge.
 
-    before, after: seconds for which it waits before and after the charge.
-    hidden: seconds after the charge for which a lookup does not show it.
+    before, after: seconds for which the gateway waits before and after it charges the card.
+    hidden: for how many seconds after the charge a lookup does not show the charge.
     """
 
     trick: Trick
@@ -35,12 +35,12 @@ class Treatment:
 
 
 CLIENT_GIVES_UP = 2.0  # seconds: the timeout of the shop's client for a charge
-LONGEST_HIDDEN = 1.0  # seconds after a charge for which a lookup may not show it, at most
+LONGEST_HIDDEN = 1.0  # the longest time in seconds for which a lookup does not show a new charge
 _WEIGHTS = {Trick.PROMPT: 72, Trick.SLOW: 14, Trick.BUSY: 2, Trick.LATE_ANSWER: 4, Trick.LATE_CHARGE: 4, Trick.DROP: 4}
 
 
 def choose_treatment(seed: int, order: int, number: int) -> Treatment:
-    """Return how the gateway treats a POST for this order. number: 1 for the first POST for the order, 2 for the second, and so on."""
+    """Return how the gateway treats a POST for this order. number: 1 for the first POST with the order's key, 2 for the second, ..."""
     dice = Random(f"{seed} {order} {number}")
     trick = dice.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     before = {

@@ -35,8 +35,8 @@ def _hook_that_binds_child_to_parent(parent: int) -> Callable[[], None] | None:
 
 
 class ListeningSockets:
-    """Listening sockets on loopback, which the director creates and the servers inherit. So their ports are free, and known from the
-    start.
+    """Listening sockets on loopback, which the director creates and the servers inherit. So the director knows each port before it starts a
+    server, and no other program can take the port.
     """
 
     def __init__(self, *names: str) -> None:
@@ -48,7 +48,7 @@ class ListeningSockets:
         return self._sockets[name].fileno()
 
     def close(self, name: str) -> None:
-        """Close the director's copy of a server's socket. Were it open, clients of a dead server would wait, instead of being refused."""
+        """Close the director's copy of a server's socket. Otherwise clients of a dead server would wait instead of being refused."""
         self._sockets.pop(name).close()
 
 
@@ -81,8 +81,9 @@ class Processes:
         return child
 
     def run_to_end(self, arguments: Sequence[str], *, columns: int = 100) -> subprocess.CompletedProcess[str]:
-        """Run Python with these arguments to its end. Return the result, with stdout and stderr together. columns: the width of its
-        terminal.
+        """Run Python with these arguments until it ends. Return the result, with stdout and stderr in one text.
+
+        columns: the width of the terminal that the program assumes.
         """
         return subprocess.run(
             [sys.executable, *arguments],

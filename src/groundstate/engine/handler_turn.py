@@ -1,25 +1,34 @@
-"""Runs the handlers of one worker's reactions without a call, one reaction after the other, in batches so short that none waits long."""
+"""Runs the handlers of one worker's reactions without a call, one reaction after the other. The batches are short, so that no reaction
+waits long.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine.call import begin
-from groundstate.engine.handle import close_without_call, poison_guard, run_batch
+from groundstate.engine.handle import poison_guard, run_batch
 from groundstate.engine.handle.run_batch import Feed
+from groundstate.engine.rows import attempts, claim
+from groundstate.engine.rows.attempt_log import log_if_held
+from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import db_errors, lock_waits
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.db_errors import Illegible
 from groundstate.engine.sql.group_scan import GroupPasses
+from groundstate.engine.sql.transaction import Transaction
 from groundstate.engine.watch import due_attempts, locked_tables, missing_columns, raising_conditions, reaction_pause, slow_conditions
 from groundstate.engine.watch.backlog_sharing import BacklogSharing
 from groundstate.engine.watch.trace_hooks import Ran
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, advance_pass, postpone_queue
-from groundstate.rules.attempt import Attempt
+from groundstate.engine.watch.worker_state import WorkerState
+from groundstate.rules import attempt as rules
+from groundstate.rules import blocking
+from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.poison_suspects import TOGETHER
 
 log = logging.getLogger("groundstate")
@@ -34,7 +43,7 @@ class Batches:
         self._last: WorkQueue | None = None  # the queue of the latest batch
 
     def can_try_record(self, queue: WorkQueue, now: float) -> bool:
-        return queue.failing.calls_allowed(1, 0, now) > 0
+        return queue.postponement.limit_records(1, now) > 0
 
     def run_batches(self) -> None:
         """Run one batch of fresh rows for each reaction, then retry due attempts, then run one batch of old rows for one reaction."""
@@ -43,30 +52,33 @@ class Batches:
         if self._worker_state.incarnation.rings:
             self._queue_slowed_records(now)
         for queue in sorted(queues, key=lambda queue: queue is self._last):  # the queue of the latest batch comes last
-            if queue.fresh and queue.not_before <= now and (room := queue.failing.calls_allowed(queue.batch, 0, now)) > 0:
-                self._run_batch(queue, Feed(keys=queue.take_new_keys(min(room, queue.batch))))
+            if not queue.rows.fresh or queue.postponement.not_before > now:
+                continue
+            room = queue.postponement.limit_records(queue.rows.batch, now)
+            if room > 0:
+                self._run_batch(queue, Feed(keys=queue.rows.take_new_keys(min(room, queue.rows.batch))))
         for queue in queues:
-            if queue.due and queue.not_before <= now:
+            if queue.due_work.has_due_attempts and queue.postponement.not_before <= now:
                 self._try_due_attempts(queue)
-        waiting = [queue for queue in queues if queue.has_pass and queue.not_before <= now and self.can_try_record(queue, now)]
+        waiting = [queue for queue in queues if queue.has_pass and queue.postponement.not_before <= now and self.can_try_record(queue, now)]
         if waiting:
-            queue = self._worker_state.rotate_queues(waiting)[0]
-            limit = min(queue.failing.calls_allowed(queue.batch, 0, now), queue.batch)
-            if queue.groups is not None:
-                self._run_group_page(queue, queue.groups, limit)
+            queue = self._worker_state.rotation.rotate_queues(waiting)[0]
+            limit = min(queue.postponement.limit_records(queue.rows.batch, now), queue.rows.batch)
+            if queue.rows.groups is not None:
+                self._run_group_page(queue, queue.rows.groups, limit)
                 return
-            done = self._run_batch(queue, Feed(cursor=queue.cursor, limit=limit, crowded=queue.crowded))
+            done = self._run_batch(queue, Feed(cursor=queue.rows.cursor, limit=limit, crowded=queue.rows.crowded))
             if done is not None:
                 if done.let_go:
-                    queue.long = True  # some records were left for the next batch, so the pass goes on at the same place
+                    queue.rows.note_long_backlog()  # some records were left for the next batch, so the pass goes on at the same place
                 else:
-                    advance_pass(queue, done.cursor, done.read, limit, done.taken)
-                self._sharing.count_rows(done.taken, now)
+                    queue.rows.advance(done.cursor, read=done.read, limit=limit, taken=done.claimed)
+                self._sharing.count_rows(done.claimed, now)
 
-    def carry_out_suspect(self, one: Attempt) -> None:
+    def carry_out_suspect(self, attempt: Attempt) -> None:
         """Run the handler, or the expired handler, for one record that is suspected of having ended its worker (careful mode)."""
-        queue = self._worker_state.queue_named(one.reaction)
-        key = queue.query.key_from_text_or_none(one.record)
+        queue = self._worker_state.queue_named(attempt.reaction)
+        key = queue.query.keys.key_from_text_or_none(attempt.record)
         if key is None:
             return
         feed = Feed(keys=[key], limit=1, alone=True)
@@ -76,13 +88,13 @@ class Batches:
             self._run_batch(queue.late, feed)
 
     def _queue_slowed_records(self, now: float) -> None:
-        """Queue the records whose pause is over: reactions that undo each other's changes of a record (a cycle) are slowed down by pauses.
-        Reactions with a call are included.
+        """Queue the records whose pause in a cycle is over. In a cycle, reactions undo each other's changes of a record; pauses slow it
+        down. Records of reactions with a call are included.
         """
         by_question = {queue.query: queue for queue in self._worker_state.all_queues if queue.is_enabled}
         for query, key in self._worker_state.incarnation.rings.take_records_after_pause(now):
             if query in by_question:
-                by_question[query].fresh[key] = None
+                by_question[query].rows.add_fresh_keys([key])
 
     def _run_group_page(self, queue: WorkQueue, groups: GroupPasses, limit: int) -> None:
         """Run the handler for one page of a backlog pass that goes group by group. A group is all records with the same value in the
@@ -93,20 +105,20 @@ class Batches:
                 self._worker_state.database.reading() as connection,
                 slow_conditions.limit_query_time(self._worker_state, queue, connection),
             ):
-                page = groups.next_page(connection, queue.cursor, limit)
+                page = groups.next_page(connection, queue.rows.cursor, limit)
         except Exception as error:
             if not (isinstance(error, DBAPIError) or db_errors.is_raised_before_sending(error) or db_errors.is_record_load_error(error)):
                 raise
             if self._wait_if_error_of_queue(queue, error):
                 return
-            if db_errors.is_transient(error):
+            if db_errors.is_no_fault_of_record(error):
                 raise
-            postpone_queue(queue)
+            queue.postpone_after_error()
             raising_conditions.log_condition_error(queue, error)
             return
-        queue.cursor = page.cursor
+        queue.rows.move_cursor(page.cursor)
         if page.cursor is None:
-            queue.end_pass(again=groups.end_pass())
+            queue.rows.end_pass(again=groups.end_pass())
         if page.keys:
             self._run_batch(queue, Feed(keys=page.keys))
 
@@ -116,48 +128,48 @@ class Batches:
         except Exception as error:
             if self._wait_if_error_of_queue(queue, error):
                 return
-            if db_errors.is_transient(error):
+            if db_errors.is_no_fault_of_record(error):
                 raise
-            postpone_queue(queue)
+            queue.postpone_after_error()
             log.exception(
                 "the due attempts of %s could not be read, tried again", queue.name, extra={"event": "due_failed", "reaction": queue.name}
             )
 
     def _retry_due_attempts(self, queue: WorkQueue) -> None:
         """Run the handler again for failed records whose retry time has come; delete attempts whose condition no longer holds."""
-        with self._worker_state.incarnation.transaction() as tx:
-            most = min(queue.batch, TOGETHER if self._worker_state.incarnation.care.careful else due_attempts.AT_ONCE)
+        with self._worker_state.incarnation.open_transaction() as tx:
+            most = min(queue.rows.batch, TOGETHER if self._worker_state.incarnation.care.careful else due_attempts.AT_ONCE)
             identities = due_attempts.read_due_identities(self._worker_state, tx, queue, most, ())
             if identities:
-                self._worker_state.took += close_without_call.delete_obsolete_failed_attempts(
-                    self._worker_state.incarnation, tx, queue.query, identities
+                self._worker_state.progress.count_done(
+                    _delete_obsolete_failed_attempts(self._worker_state.incarnation, tx, queue.query, identities)
                 )
         if identities:
-            keys = [key for identity in identities if (key := queue.query.key_from_text_or_none(identity[2])) is not None]
+            keys = [key for identity in identities if (key := queue.query.keys.key_from_text_or_none(identity[2])) is not None]
             self._run_batch(queue, Feed(keys=keys))
             if queue.late is not None:
                 self._run_batch(queue.late, Feed(keys=keys))
 
     def _run_batch(self, queue: WorkQueue, feed: Feed) -> run_batch.Done | None:
-        told, self._last = self._worker_state.watched.batch(queue.query.spec), queue
+        end_trace, self._last = self._worker_state.watched.trace_batch(queue.query.spec), queue
         started = self._worker_state.clock.monotonic()
         self._worker_state.incarnation.at_work = queue.name
         try:
             done = self._carry_out_feed(
-                queue, replace(feed, hold_s=self._worker_state.target_hold_s, claim_s=slow_conditions.claim_limit_s(queue))
+                queue, replace(feed, hold_s=self._worker_state.batch_locks.target_hold_s, claim_s=slow_conditions.claim_limit_s(queue))
             )
         except Exception as error:
-            told(Ran(error=error))
-            passing = db_errors.is_transient(error)
+            end_trace(Ran(error=error))
+            passing = db_errors.is_no_fault_of_record(error)
             if feed.keys and db_errors.is_cancelled_statement(error):
                 slow_conditions.take_fewer_keys(queue, feed.keys, self._worker_state.clock.monotonic() - started)
             elif feed.keys and passing:
-                queue.fresh.update(dict.fromkeys(feed.keys))
+                queue.rows.add_fresh_keys(feed.keys)
             elif feed.keys:
-                queue.request_pass()  # one of these keys may be wrong, so a backlog pass finds the records by the condition instead
+                queue.rows.request_pass()  # one of these keys may be wrong, so a backlog pass finds the records by the condition instead
             if self._wait_if_error_of_queue(queue, error):
                 return None
-            postpone_queue(queue)
+            queue.postpone_after_error()
             if isinstance(error, Illegible) or (passing and self._must_stop_all_queues(error)):
                 raise
             if passing:
@@ -174,17 +186,18 @@ class Batches:
             return None
         finally:
             self._worker_state.incarnation.at_work = None
-        told(Ran(done.done, done.failed))
+        end_trace(Ran(done.done, done.failed))
         if feed.keys is not None and done.let_go:
-            queue.fresh = dict.fromkeys(done.let_go) | queue.fresh
+            queue.rows.put_keys_first(done.let_go)
         took = self._worker_state.clock.monotonic() - started
         self._record_batch_result(queue, done, took)
-        self._worker_state.sleep_for_other_writers(took)
+        self._worker_state.batch_locks.sleep_for_other_writers(took)
         return done
 
     def _wait_if_error_of_queue(self, queue: WorkQueue, error: BaseException) -> bool:
-        """Return whether an error concerns only this work queue; if so, let the queue wait. These are errors of a condition that takes long
-        or raises for some rows, of a locked table, or of records that do not fit the database; a handler's wait for a locked row is not.
+        """Return whether an error concerns only this work queue; if so, let the queue wait. This is so if the condition takes too long or
+        raises an error for some rows, if a table is locked, or if the records do not fit the database (for example, a column is missing).
+        It is not so if a handler waited for a locked row.
         """
         if slow_conditions.move_aside_if_cut(queue, error):
             return True
@@ -204,44 +217,47 @@ class Batches:
 
     def _carry_out_feed(self, queue: WorkQueue, feed: Feed) -> run_batch.Done:
         incarnation = self._worker_state.incarnation
-        if queue.query.is_for_expired and queue.name in incarnation.suspects:
+        if queue.query.takes_expired_records and queue.name in incarnation.suspects:
             called = self._worker_state.queue_named(queue.name).query
             if called.spec.call is not None:
                 return self._put_late_records_in_doubt(queue.query, called, feed)
         if not incarnation.care.careful:
             return run_batch.carry_out_batch(incarnation, queue.query, feed)
-        before, self._worker_state.left_begun = self._worker_state.left_begun, True  # if the batch raises, begun attempts may be left
+        before = self._worker_state.left_begun
+        self._worker_state.note_begun_attempts_left(left=True)  # if the batch raises, begun attempts may be left
         done = poison_guard.carry_out_with_begun_attempts(incarnation, queue.query, feed)
-        self._worker_state.left_begun = before or done.left_begun
+        self._worker_state.note_begun_attempts_left(left=before or done.left_begun)
         return done
 
     def _put_late_records_in_doubt(self, late: ConditionQuery, called: ConditionQuery, feed: Feed) -> run_batch.Done:
         """Insert an attempt in doubt for each expired record of a suspect reaction, and run no expired handler: a call for the record may
         have been made in the time that a restore lost.
         """
-        with self._worker_state.incarnation.transaction() as tx:
-            found = begin.claim_including_records_in_flight(tx, late, feed)
-            count = begin.insert_attempts_in_doubt(self._worker_state.incarnation, tx, called, [*found.taken, *found.unreadable])
-            count += close_without_call.set_retry_time_to_now(tx, [one.attempt for one in found.taken if one.attempt is not None])
+        with self._worker_state.incarnation.open_transaction() as tx:
+            late_claim = begin.claim_including_records_in_flight(tx, late, feed)
+            count = begin.insert_attempts_in_doubt(
+                self._worker_state.incarnation, tx, called, [*late_claim.records, *late_claim.unreadable]
+            )
+            count += _set_retry_time_to_now(tx, [claimed.attempt for claimed in late_claim.records if claimed.attempt is not None])
         if count:
-            self._worker_state.took += count
+            self._worker_state.progress.count_done(count)
             self._worker_state.request_due_query()
-        return run_batch.Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken))
+        return run_batch.Done(read=late_claim.read, cursor=late_claim.cursor, busy=late_claim.busy, claimed=len(late_claim.records))
 
     def _record_batch_result(self, queue: WorkQueue, done: run_batch.Done, took: float) -> None:
-        queue.trouble = 0
-        if done.taken:
+        queue.postponement.note_success()
+        if done.claimed:
             missing_columns.clear_lack(queue)
-            queue.adapt_batch_size(
-                done.taken, done.rows_s, done.rows_s if done.again else took, self._worker_state.target_hold_s, cut=done.cut
+            queue.rows.adapt_batch_size(
+                done.claimed, done.rows_s, done.rows_s if done.again else took, self._worker_state.batch_locks.target_hold_s, cut=done.cut
             )
         reaction_pause.count_batch_in_breaker(
             queue, self._worker_state.incarnation.lines, done.done, done.wrong, self._worker_state.clock.monotonic()
         )
-        if done.done and queue.groups is not None:
-            queue.request_pass()  # finds the next records of the same groups
-        if done.done and queue.query.is_for_expired:
-            self._worker_state.tally.expired[queue.name] += done.done
+        if done.done and queue.rows.groups is not None:
+            queue.rows.request_pass()  # the pass finds the next records of the same groups
+        if done.done and queue.query.takes_expired_records:
+            self._worker_state.tally.count_expired({queue.name: done.done})
             log.info(
                 "%s: %d expired, the last of them due at %s",
                 queue.name,
@@ -251,11 +267,39 @@ class Batches:
             )
         if done.next_at is not None:
             self._worker_state.request_due_query()
-        self._worker_state.took += done.done + done.failed
+        self._worker_state.progress.count_done(done.done + done.failed)
         if done.done or done.failed:
-            self._worker_state.took_last = queue.name
-        tally = self._worker_state.tally
-        tally.batches += 1
-        if not queue.query.is_for_expired:
-            tally.done[queue.name] += done.done
-        tally.failed[queue.name] += done.failed
+            self._worker_state.progress.note_reaction(queue.name)
+        self._worker_state.tally.count_batch(queue.name, done.done, done.failed, expired=queue.query.takes_expired_records)
+
+
+def _delete_obsolete_failed_attempts(
+    incarnation: Incarnation, tx: Transaction, query: ConditionQuery, identities: Sequence[attempts.Identity]
+) -> int:
+    """Of these attempts, delete the failed ones whose record no longer meets the condition or is in another occurrence. Return how many
+    were deleted.
+
+    An attempt in doubt, from an older version of the application in which the reaction had a call, is held: nothing can settle it now.
+    """
+    looked = claim.lock_and_read_attempts(query, tx, identities)
+    for standing in looked.standing.values():
+        if standing.attempt is not None and standing.attempt.state is State.DOUBT:
+            decision = rules.decide_attempt_in_doubt(standing.attempt, query.spec.terms, standing.facts, tx.now)
+            if isinstance(decision, rules.Keep):
+                attempts.update_attempts(tx.connection, [(standing.attempt, decision.attempt)])
+                log_if_held(incarnation, decision.attempt)
+    gone = [
+        standing.attempt
+        for standing in looked.standing.values()
+        if standing.attempt is not None and standing.attempt.state is State.FAILED and not standing.facts.holds
+    ]
+    return attempts.delete_attempts(tx.database, tx.connection, gone)
+
+
+def _set_retry_time_to_now(tx: Transaction, failed: Sequence[Attempt]) -> int:
+    """Set the retry time of these failed attempts to now, unless it has come already. Return how many attempts were changed. Call it for
+    records that have expired: `process_due_attempts` then runs their `expired` handler.
+    """
+    waited = [(attempt, replace(attempt, next_at=tx.now)) for attempt in failed if not blocking.is_retry_due(attempt, tx.now)]
+    attempts.update_attempts(tx.connection, waited)
+    return len(waited)

@@ -18,7 +18,7 @@ class WorkerHealth:
     """The health of one worker at one moment. Numbers count from the start of the worker; fields that end in `_s` are seconds."""
 
     store: str
-    incarnation: int  # id of the worker from the taking of its lock on; a restart gets another id
+    incarnation: int  # id of the worker since it took its lock; a restarted worker gets another id
     sound: bool  # False once the worker may have lost its lock
     trouble: str | None  # what went wrong with the database in the last loop iteration; None if nothing did
     ended: BaseException | None  # the error that ended the worker's thread; None if there was none
@@ -80,7 +80,7 @@ def build_worker_health(  # noqa: PLR0913  # values that only the worker has
         workers=tally.workers,
         refused=tuple(refused),
         suspects=tuple(incarnation.suspects),
-        lacking={queue.name: queue.lacks for queue in worker_state.queues if queue.lacks is not None},
+        lacking={queue.name: lacks for queue in worker_state.queues if (lacks := queue.postponement.lacks) is not None},
         waiting=dict(waiting),
         begun=dict(tally.begun),
         ended_calls=dict(tally.ended),
@@ -105,7 +105,7 @@ def reasons_not_idle(worker_state: WorkerState, call_turns: CallTurns, waiting: 
 
     waiting: by reaction, why it is not carried out. ticks: whether ticks of schedules are due.
     """
-    busy = dict.fromkeys(part.name for part in worker_state.all_queues if part.has_work or (part.is_enabled and part.backlog))
+    busy = dict.fromkeys(part.name for part in worker_state.all_queues if part.has_work or (part.is_enabled and part.rows.backlog))
     at_work = [part for part in worker_state.all_queues if part.name in busy and part.name not in waiting]
     found = [f"{name} is not carried out: {waiting[name]}" for name in busy if name in waiting]
     found += list(dict.fromkeys(f"{part.name} {_describe_queue_activity(part)}" for part in at_work))
@@ -127,17 +127,17 @@ def reasons_not_idle(worker_state: WorkerState, call_turns: CallTurns, waiting: 
         found.append(f"{suspect.reaction} on {suspect.record} is carried out alone first, since its worker ended (careful mode)")
     if ticks:
         found.append("ticks of schedules are due")
-    lately = worker_state.took_last or "something"
+    lately = worker_state.progress.latest_reaction or "something"
     return found or [f"{lately} was carried out a moment ago, and it was not queried yet whether more is to be carried out"]
 
 
 def _describe_queue_activity(queue: WorkQueue) -> str:
-    if queue.search is not None:
+    if queue.postponement.search is not None:
         return "is searched for the records for which its condition raises"
-    if queue.failing.is_open:
+    if queue.postponement.is_failing:
         return "pauses, since its handler failed for record after record"
-    if queue.trouble:
+    if queue.postponement.trouble:
         return "could not be queried or carried out the last time, as the log says, and is tried again"
-    if queue.aside:
+    if queue.rows.aside:
         return "is queried beside the others, since its condition takes long"
     return "has more to do"

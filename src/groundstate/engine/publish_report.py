@@ -21,10 +21,10 @@ from groundstate.engine.watch.backlog_sharing import BacklogSharing
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.store.tables import worker as table
 
-EACH_S = 1.0  # seconds between two checks whether the report has changed
-NAMED_MOST = 100  # the most pauses, and the most cycles, that a report lists; it also has the number of all
+EACH_S = 1.0  # seconds between two checks for changes of the report
+NAMED_MOST = 100  # the most pauses, and the most cycles, that a report lists; it also says how many there are in all
 STEPS_MOST = 10  # the most steps listed for one cycle
-WHY_LENGTH = 500  # characters: the longest text on what a reaction lacks
+WHY_LENGTH = 500  # the most characters of a text that says what a reaction lacks
 TROUBLED_AFTER = 4  # after this many failures in a row a reaction is reported as troubled; its backoff is then about 0.8 s
 WAIT = timedelta(milliseconds=100)  # the longest wait for the lock that the write needs
 
@@ -70,7 +70,8 @@ class ReportPublisher:
             self._incarnation, self._written = incarnation.id, _ReportContent()  # the new incarnation's row has no report yet
         seen = self._gather_content(now)
         if seen != self._written:
-            with contextlib.suppress(Exception):  # tried again a second later; other work that needs the database logs the error
+            # the write is tried again a second later; other work that needs the database logs the error
+            with contextlib.suppress(Exception):
                 self._write_report(seen)
                 self._written = seen
 
@@ -86,12 +87,14 @@ class ReportPublisher:
             rings=tuple((since, tuple(steps[:STEPS_MOST])) for since, steps in rings[:NAMED_MOST]),
             rings_count=len(rings),
             leaves=tuple(self._sharing.excluded_reactions),
-            aside=_sorted_names(queue.name for queue in worker_state.queues if queue.aside),
+            aside=_sorted_names(queue.name for queue in worker_state.queues if queue.rows.aside),
             failing=self._paused_reactions(now),
             troubled=_sorted_names(
-                queue.name for queue in worker_state.queues if queue.trouble >= TROUBLED_AFTER and not (queue.barred or queue.lacks)
+                queue.name
+                for queue in worker_state.queues
+                if queue.postponement.trouble >= TROUBLED_AFTER and not queue.postponement.cannot_be_queried
             ),
-            lacks=tuple(sorted((queue.name, queue.lacks) for queue in worker_state.queues if queue.lacks is not None)),
+            lacks=tuple(sorted((queue.name, lacks) for queue in worker_state.queues if (lacks := queue.postponement.lacks) is not None)),
         )
 
     def _has_drained_for_a_second(self, now: float) -> bool:
@@ -104,16 +107,16 @@ class ReportPublisher:
 
     def _paused_reactions(self, now: float) -> tuple[tuple[str, float, float], ...]:
         until = {
-            queue.name: queue.failing.until
+            queue.name: queue.postponement.failing_until
             for queue in self._worker_state.queues
-            if queue.query.spec.call is None and queue.failing.is_open
+            if queue.query.spec.call is None and queue.postponement.is_failing
         }
         self._failing_since = {name: self._failing_since.get(name, now) for name in until}
         return tuple((name, self._failing_since[name], until[name]) for name in sorted(until))
 
     def _write_report(self, seen: _ReportContent) -> None:
         incarnation = self._worker_state.incarnation
-        with incarnation.transaction(wait=WAIT) as tx:
+        with incarnation.open_transaction(wait=WAIT) as tx:
             shown, clock = tx.now, self._worker_state.clock.monotonic()
 
             def at(seconds: float) -> datetime:
@@ -146,4 +149,4 @@ def _sorted_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def _build_step(one: RingStep) -> Step:
     query, key, occurrence = one
-    return Step(query.spec.name, query.spec.table_name, query.record_text(key), occurrence)
+    return Step(query.spec.name, query.spec.table_name, query.keys.record_text(key), occurrence)

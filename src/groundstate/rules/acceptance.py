@@ -1,4 +1,5 @@
-"""Parses which new and changed reactions a person accepts although rows match them already, and how the calls for such rows are treated.
+"""Parses the option `accept`: it names the new and changed reactions that a person accepts although rows match them already, and says how
+the calls for these rows are treated.
 
 The rows do not show whether a reaction's call was made for them before: groundstate's tables may have been dropped, or another system may
 have made the call. So a person accepts the reaction with `call` (make the call for each row) or `doubt` (each call may have been made
@@ -31,16 +32,16 @@ class Acceptance:
     named: Mapping[str, Way | None] = field(default_factory=dict)
 
     def is_accepted(self, name: str) -> bool:
-        """Return whether a person accepts the reaction of this name, by its name or as one of all."""
+        """Return whether the person accepts the reaction of this name, because it is named or because all reactions are accepted."""
         return self.all or name in self.named
 
-    def way_of_calls(self, name: str) -> Way | None:
+    def call_or_doubt_for(self, name: str) -> Way | None:
         """Return 'call' (make this reaction's calls) or 'doubt' (they may have been made already); None if the person gave neither."""
         return self.named.get(name) or self.of_all
 
 
 def parse_acceptance(given: Accept, names: Container[str]) -> Acceptance:
-    """Parse which reactions a person accepts, as given by `accept=` or on the command line.
+    """Return the Acceptance for what a person gave as `accept=` or on the command line.
 
     Args:
         given: True or 'all' accepts every reaction; 'call' or 'doubt' accepts every reaction and says how to treat its calls. A sequence

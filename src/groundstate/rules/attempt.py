@@ -17,7 +17,7 @@ from groundstate.rules import begun_kind, poison_suspects
 from groundstate.rules.begun_kind import Kind
 from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import LONG_AGO, MARGIN, InDoubt, Retry
-from groundstate.rules.retry import UNKNOWN_HELD_AFTER, is_last_try_used
+from groundstate.rules.retry import UNKNOWN_HELD_AFTER, is_last_try_used, reason_of_last_try
 
 
 class State(StrEnum):
@@ -75,7 +75,8 @@ class Attempt:
     def blocks_own_reaction(self) -> bool:
         """Return whether the attempt keeps its own reaction from acting on other occurrences of this record, until a person settles it.
 
-        A held attempt does so if its call was or may have been made: the next occurrence may be the same work under another key.
+        A held attempt blocks its own reaction if its call was made, or may have been made. The reason is that the next occurrence may be
+        the same work under another key.
         """
         return self.state is State.HELD and (self.unsure or self.outcome is not None)
 
@@ -93,7 +94,7 @@ class Terms:
 
     @property
     def repeats_under_same_key(self) -> bool:
-        """Return whether a repeated call returns the first call's outcome, as under InDoubt.same_key(), where both have one key."""
+        """Return whether a second call under the same key returns the first call's outcome, as InDoubt.same_key() demands."""
         return self.policy is not None and self.policy.kind == "same_key"
 
     @property
@@ -108,7 +109,7 @@ class Facts:
     """Facts are what was read about a record while it was locked."""
 
     exists: bool
-    holds: bool  # whether the condition holds, and the occurrence (round of the record) is still the attempt's
+    holds: bool  # whether the condition holds, and the record is still in the attempt's occurrence (round of the record)
     expired: bool = False  # whether it is too late to act on the record, since it has been due for `valid_for` or longer
 
     @property
@@ -140,7 +141,7 @@ class Conclude:
 
 @dataclass(frozen=True, slots=True)
 class Overtaken:
-    """Overtaken says that an outcome came after the condition or the occurrence ceased to hold, or the record was deleted.
+    """Overtaken says that an outcome came after the condition ceased to hold, the occurrence changed, or the record was deleted.
 
     `overtaken.answer` decides what becomes of the outcome.
     """
@@ -167,7 +168,7 @@ class GaveUp:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """Expired says that it is too late for the record, so that the `expired` handler is to be run.
+    """Expired says that it is too late to act on the record, so that the `expired` handler is to be run.
 
     If that handler fails, `on_expired_handler_failed` decides what follows.
     """
@@ -210,8 +211,9 @@ def on_call_not_done(attempt: Attempt, error: str, next_at: datetime, *, counts:
 
 
 def put_in_doubt(attempt: Attempt, error: str, next_at: datetime, now: datetime) -> Keep:
-    """Put the attempt in doubt until `next_at`. Call it when the call timed out, or raised an error that does not show whether the service
-    acted.
+    """Put the attempt in doubt until `next_at`.
+
+    The reason is that its call timed out, or raised an error that does not show whether the service acted.
     """
     return Keep(
         replace(
@@ -227,14 +229,15 @@ def put_in_doubt(attempt: Attempt, error: str, next_at: datetime, now: datetime)
 
 
 def adopt_attempt(attempt: Attempt, adopter: int, now: datetime, *, alone: bool, ends: Sequence[int] = ()) -> Keep:
-    """Take over an attempt of a worker that has ended, and whose lock the adopter holds.
+    """Take over an attempt of a worker that has ended. The adopter holds the lock of that worker.
 
-    For an attempt whose call number is 0 only a handler ran; the attempt becomes failed. An attempt with a call comes in doubt. Outside
-    careful mode the end of the worker counts as a failure of an attempt with a call; in careful mode only if `alone`.
+    An attempt in doubt stays in doubt. A begun attempt with a call is put in doubt. A begun attempt without a call becomes failed, since
+    only its handler ran. The end of the worker counts as a failure of a begun attempt if `alone`, or if the attempt has a call that was
+    begun outside careful mode.
 
     Args:
         attempt: an attempt that is begun or in doubt.
-        adopter: the number of the worker incarnation (a worker from its start to its end) that takes the attempt over.
+        adopter: the number of the worker incarnation (a worker from taking its lock to losing it) that takes the attempt over.
         now: the time by the database's clock.
         alone: whether the ended worker was in careful mode, and carried out nothing else when it ended (hazard 25).
         ends: the incarnations that ended uncleanly while the attempt was in progress, the latest last. Empty if this end is no sign
@@ -259,7 +262,8 @@ def adopt_attempt(attempt: Attempt, adopter: int, now: datetime, *, alone: bool,
 def on_call_not_sent(attempt: Attempt, now: datetime) -> Keep | Delete:
     """Decide what follows when the attempt's worker is running and knows that it did not send the call.
 
-    For example, the COMMIT that stored the attempt brought no answer, so the call was not sent; but the COMMIT was applied.
+    For example, the COMMIT that stored the attempt was applied, but the worker received no answer to the COMMIT, and so did not send the
+    call.
     """
     if attempt.unsure:
         return Keep(replace(attempt, state=State.DOUBT, next_at=now))
@@ -269,9 +273,10 @@ def on_call_not_sent(attempt: Attempt, now: datetime) -> Keep | Delete:
 
 
 def on_call_not_in_memory(attempt: Attempt, now: datetime) -> Keep | Delete:
-    """Put a begun attempt in doubt whose worker is running but does not have the call in memory; with no call ever made, let it go on.
+    """Decide what follows for a begun attempt whose worker is running, but does not have the attempt's call in memory.
 
-    The call may have been made: a failover may have lost the commit that concluded the attempt, or a person may have restored its row.
+    An attempt with a call is put in doubt, since the call may have been made: a failover may have lost the commit that concluded the
+    attempt, or a person may have restored its row. An attempt without a call is treated as if its call was not sent.
     """
     if not attempt.unsure and attempt.call_no == 0:
         return on_call_not_sent(attempt, now)
@@ -280,7 +285,10 @@ def on_call_not_in_memory(attempt: Attempt, now: datetime) -> Keep | Delete:
 
 # ---- attempts in doubt ---------------------------------------------------------------------------------------------------------
 def decide_attempt_in_doubt(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Decision:
-    """Decide what follows for an attempt in doubt. Call it in its worker, after `next_at` and once the thread of the call has ended."""
+    """Decide what follows for an attempt in doubt.
+
+    Call this function in the attempt's worker, after `next_at`, and once the thread of the call has ended.
+    """
     policy = terms.policy
     if policy is None:
         return hold_attempt(attempt, "the reaction makes no call any more: settle what became of this one")
@@ -310,7 +318,7 @@ def _decide_by_policy(attempt: Attempt, policy: InDoubt, terms: Terms, facts: Fa
         case "same_key":
             if facts.holds and not facts.expired and not is_key_too_old(attempt, terms, now):
                 if spent:
-                    return hold_attempt(attempt, "in doubt, and the last try was used")
+                    return hold_attempt(attempt, f"in doubt, and {reason_of_last_try(terms.retry, attempt.failures)}")
                 return Begin(attempt)
             if terms.has_lookup:
                 return _ask_lookup_or_hold(attempt, terms)
@@ -327,8 +335,8 @@ def _ask_lookup_or_hold(attempt: Attempt, terms: Terms) -> AskLookup | Keep:
 
 
 def reason_code_cannot_settle(attempt: Attempt, terms: Terms) -> str | None:
-    """Return why this version of the application cannot settle the attempt, now or once it is in doubt; None if its policy can."""
-    return begun_kind.reason_not_to_settle(attempt.begun_with, terms.kind, terms.answers_for if terms.has_lookup else ())
+    """Return why this version of the application cannot settle the attempt, now or once it is in doubt; None if this version can."""
+    return begun_kind.why_not_settled_here(attempt.begun_with, terms.kind, terms.answers_for if terms.has_lookup else ())
 
 
 def _reason_for_no_second_call(attempt: Attempt, facts: Facts) -> str:
@@ -336,15 +344,18 @@ def _reason_for_no_second_call(attempt: Attempt, facts: Facts) -> str:
         return "its condition no longer holds"
     if facts.expired:
         return "it is too late to call again"
-    # LONG_AGO: after a restore of the database, or if a person accepted the row with 'doubt', nobody knows when the call was made. Its key
-    # counts as too old, and `why` holds the reason, unless the end of a worker has overwritten `why`.
+    # LONG_AGO says that nobody knows when the call was made: the database was restored, or a person accepted the row with 'doubt'. Then the
+    # key of the call counts as too old, and `why` holds the reason, unless the end of a worker has overwritten `why`.
     if attempt.first_at == LONG_AGO and attempt.why is not None and not attempt.why.startswith(poison_suspects.DIED):
         return attempt.why
     return "its key is too old to call again"
 
 
 def is_key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
-    """Return whether the key is too old for a second call: the provider may forget it before a call begun now is surely carried out."""
+    """Return whether the key is too old for a second call.
+
+    It is too old if the provider may forget it before the latest moment at which a call that is begun now can be carried out.
+    """
     if terms.policy is None or terms.policy.kept_for is None:
         return False
     return attempt.first_at + terms.policy.kept_for <= now + terms.timeout + MARGIN + terms.settle_after
@@ -353,7 +364,7 @@ def is_key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
 def on_lookup_absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: datetime, asks_at: datetime, next_at: datetime) -> Decision:
     """Decide what follows when the lookup answered Absent. The answer is believed only if no call of the attempt could still arrive.
 
-    asked_at: when the lookup was asked, by the database's clock. asks_at: when to ask the lookup again if that was too early. next_at:
+    asked_at: when the lookup was asked, by the database's clock. asks_at: when to ask the lookup again if it was asked too early. next_at:
     when to make the call again if the answer is believed.
     """
     if not facts.exists:
@@ -366,7 +377,7 @@ def on_lookup_absent(attempt: Attempt, terms: Terms, facts: Facts, asked_at: dat
 
 
 def on_lookup_unknown(attempt: Attempt, next_at: datetime, error: str | None) -> Keep:
-    """Leave the attempt in doubt until `next_at`. Call it when the lookup answered Unknown, raised, or answered Absent too early.
+    """Leave the attempt in doubt until `next_at`, since the lookup answered Unknown, raised, or answered Absent too early.
 
     error: the new error text of the attempt; None keeps its present one.
     """
@@ -374,12 +385,12 @@ def on_lookup_unknown(attempt: Attempt, next_at: datetime, error: str | None) ->
 
 
 def hold_unknown_for_too_long(attempt: Attempt, why: str) -> Keep:
-    """Hold an attempt for a person. Call it when for a day (or `give_up_after`) no lookup could tell what became of the call."""
+    """Hold an attempt for a person, since no lookup could tell for a day (or `give_up_after`) what became of the call."""
     return hold_attempt(attempt, why)
 
 
 def ask_again_or_hold(attempt: Attempt, terms: Terms, now: datetime, next_at: datetime, error: str | None) -> Keep:
-    """Leave the attempt in doubt until the next lookup at `next_at`. Call it when a lookup could not tell what became of the call.
+    """Leave the attempt in doubt until the next lookup at `next_at`, since a lookup could not tell what became of the call.
 
     Once `give_up_after`, or a day, has passed since the deadline of the call, hold the attempt for a person instead.
     """
@@ -396,7 +407,7 @@ def decide_failed_attempt(attempt: Attempt, terms: Terms, facts: Facts, now: dat
         return Delete()
     if blocked:  # another call on the record is not settled, so neither a call nor a handler may act on the record
         return Wait()
-    if facts.expired:  # checked before the number of tries: a record for which it is too late expires, however often it was tried
+    if facts.expired:  # checked before the number of tries, so that a record expires even after its last try
         return Expired(unsure=False)
     if is_last_try_used(terms.retry, attempt.failures, attempt.since, now):
         return GaveUp(unsure=False)
@@ -430,7 +441,8 @@ def attempt_with_new_call(  # noqa: PLR0913  # each argument is a column that a 
     """Return the attempt with a new call. If an earlier call may have been made, the attempt stays unsure, and keeps the time of its first
     call and the later one of the two deadlines.
 
-    The two calls are alike except for their lookups, or both are under InDoubt.repeat(): `decide_attempt_in_doubt` begins no other call.
+    In that case the new call differs from the earlier call at most in its lookup, unless both calls are under InDoubt.repeat():
+    `decide_attempt_in_doubt` begins no other call.
     """
     return replace(
         attempt,
@@ -451,7 +463,7 @@ def attempt_with_new_call(  # noqa: PLR0913  # each argument is a column that a 
 class HoldNew:
     """HoldNew says that the outcome's attempt no longer exists, so that a new held attempt with the outcome is to be written.
 
-    That is not done if an `overtaken` handler takes the outcome.
+    If an `overtaken` handler takes the outcome, no attempt is written.
     """
 
 
@@ -476,9 +488,10 @@ class Drop:
 def must_restore_attempt(facts: Facts, *, outcome: bool, repeats: bool, blocked: bool) -> bool:
     """Return whether an attempt must be written again before the result of its call is applied, because somebody deleted its row.
 
-    Call it in the attempt's worker, if the worker never lost its lock and did not delete the row itself. If the call has an outcome, the
-    attempt is needed only if a handler can be given the outcome: condition and occurrence hold, and nothing blocks the record. A call
-    without an outcome is in doubt, so the attempt is needed, except under InDoubt.repeat() if no further call would be made.
+    Call this function in the attempt's worker, if the worker never lost its lock and did not delete the row itself. If the call has an
+    outcome, the attempt is needed only if a handler can be given the outcome: the condition holds, the occurrence is unchanged, and
+    nothing blocks the record. A call without an outcome is in doubt, so the attempt is needed. Under InDoubt.repeat() the attempt is
+    needed only if a further call would be made.
 
     Args:
         facts: what was read under the record's lock.
@@ -593,7 +606,7 @@ def hold_remaining_outcomes(attempt: Attempt, remaining: str) -> Keep:
 def apply_forget_command(attempt: Attempt, terms: Terms, facts: Facts, now: datetime) -> Delete | Refuse:
     """Apply the command `groundstate forget`, which deletes a held attempt.
 
-    It is refused while condition and occurrence hold, since the reaction would then be carried out anew.
+    The command is refused while the condition holds and the occurrence is unchanged, since the reaction would then act on the record anew.
     """
     if attempt.state is not State.HELD:
         return Refuse(f"it is {attempt.state.display_text}, not held")

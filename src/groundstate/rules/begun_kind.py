@@ -1,5 +1,5 @@
-"""Compares how an attempt's call was begun, as its row records it, with the call that this version of the application would make, and
-decides whether this version can settle the attempt.
+"""Compares the call that an attempt's row records with the call that this version of the application would make, and decides whether this
+version can settle the attempt.
 
 A call in doubt is settled by asking, or calling, the service that was called. A version that calls another service, or names its
 occurrences by other columns, would get the answer Absent for a call that was made, and would make the call a second time. So such an
@@ -16,7 +16,7 @@ from typing import Any
 
 AGAIN = "repeat"
 SAME_KEY = "same_key"
-PROMISES_NOTHING = ("lookup", "hold")  # policies under which the provider may act twice for one key: the key need only serve lookups
+PROMISES_NOTHING = ("lookup", "hold")  # policies that promise nothing of the key: the provider may act twice for one key
 ASKING = ("lookup", "same_key")  # policies under which a call in doubt may be settled by its lookup
 HELD_FOR = "in doubt, and begun by other code"  # first words of the reason why an attempt that another version began is held
 
@@ -70,7 +70,7 @@ def baseline_as_json(conditions: Sequence[str], occurrence: Sequence[str]) -> st
     return _canonical_json({"conditions": list(dict.fromkeys(conditions)), "occurrence": list(occurrence)})
 
 
-def baseline_json_suffix(occurrence: Sequence[str]) -> str:
+def json_suffix_of_baselines(occurrence: Sequence[str]) -> str:
     """Return the text with which the JSON of every Baseline with these occurrence columns ends, for LIKE in SQL."""
     return baseline_as_json((), occurrence).removeprefix('{"conditions":[]')
 
@@ -80,10 +80,10 @@ def _canonical_json(fields: dict[str, Any]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def is_readable(written: str | None) -> bool:
-    """Return whether groundstate can have written this text of `begun_with`. None is readable.
+def is_known_begun_with(written: str | None) -> bool:
+    """Return whether this text of `begun_with` is readable: it is None, or JSON that groundstate can have written.
 
-    Names in the JSON that are unknown are ignored, since a later release may have written them.
+    Unknown names in the JSON are ignored, since a later release may have written them.
     """
     if written is None:
         return True
@@ -119,7 +119,7 @@ _FITS = {
 
 @lru_cache(maxsize=1024)
 def _parse_json_or_empty(written: str | None) -> dict[str, Any]:
-    return json.loads(written) if written is not None and is_readable(written) else {}
+    return json.loads(written) if written is not None and is_known_begun_with(written) else {}
 
 
 def parse_kind(written: str | None) -> Kind:
@@ -199,7 +199,7 @@ def kind_json_of_repeated_begin(written: str | None, today: str | None) -> str |
 _AND = " and "
 
 
-def reason_not_to_settle(written: str | None, today: Kind | None, answers_for: Collection[str] = ()) -> str | None:
+def why_not_settled_here(written: str | None, today: Kind | None, answers_for: Collection[str] = ()) -> str | None:
     """Return why this version must hold an attempt in doubt instead of settling it; None if this version may settle it.
 
     written: the JSON in the attempt's row. today: the Kind of this version's call. answers_for: names of services whose calls this
@@ -227,8 +227,9 @@ def reason_not_to_settle(written: str | None, today: Kind | None, answers_for: C
 def may_be_settled_by_lookup_only(written: str | None, today: Kind | None) -> bool:
     """Return whether an attempt in doubt may be settled only by a lookup, and not by a second call.
 
-    That is so if its call differs from this version's call, or if its policy promised nothing of its key while this version's policy is
-    InDoubt.same_key(). Under InDoubt.repeat() the result is False.
+    This is the case if the attempt's call differs from this version's call. It is also the case if this version's policy is
+    InDoubt.same_key(), and the attempt was begun under a policy that promises nothing of the key (PROMISES_NOTHING). If this version's
+    policy is InDoubt.repeat(), the result is False.
     """
     if today is None or written is None:
         return False
@@ -243,5 +244,5 @@ def has_other_occurrence_columns(written: str | None, occurrence: Sequence[str])
 
 
 def describe_occurrence_difference(written: str | None, occurrence: Sequence[str]) -> str:
-    """Return a text that names the columns that a row's occurrence is made of, and the columns in `occurrence`, of which it is made now."""
+    """Return a text that names the occurrence columns that a row records, and this version's occurrence columns, given as `occurrence`."""
     return _describe_column_difference(_occurrence_columns(_parse_json_or_empty(written)), tuple(occurrence))

@@ -26,9 +26,10 @@ def find_blocking_attempt(  # noqa: PLR0913  # each argument is needed to decide
     """Return an attempt that keeps the reaction from acting on this record; None where there is none. The reaction's own attempt for this
     occurrence (the round of the record) does not block it.
 
-    A begun or unsure attempt blocks the other reactions on the record, and its own reaction for other occurrences (hazards 13, 57).
-    A held attempt with an outcome blocks its own reaction for other occurrences, and the reactions in `same_call`: the call was made,
-    and only a person can tell whether a call for another occurrence or reaction would do the same work again.
+    An attempt that is begun, or whose call may have been made (`unsure`), blocks the other reactions on the record, and its own reaction
+    for other occurrences (hazards 13, 57). A held attempt with an outcome blocks its own reaction for other occurrences, and the reactions
+    in `same_call`: the call was made, and only a person can tell whether a call for another occurrence or reaction would do the same work
+    again.
 
     Args:
         app: the app of the reaction that is to be carried out.
@@ -36,7 +37,8 @@ def find_blocking_attempt(  # noqa: PLR0913  # each argument is needed to decide
         occurrence: the text of the record's occurrence.
         attempts: all attempts on the record.
         done_column: whether the reaction has a done column; then only its own attempts block it.
-        repeats: whether the reaction's calls may be made twice. Then a held outcome blocks it only if a stricter policy began that call.
+        repeats: whether the reaction's calls may be made twice. Then a held attempt with an outcome blocks the reaction only if the held
+            attempt was begun under another policy than InDoubt.repeat().
         columns: the names of the occurrence's columns. A baseline that was made under other columns blocks every occurrence.
         same_call: names of the app's other reactions that make the call which this reaction makes.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-IN_A_ROW = 5  # number of distinct records whose calls fail or come in doubt, with no success between, that begins a pause
+IN_A_ROW = 5  # a pause begins when the calls for this many distinct records in a row have failed or are in doubt
 FIRST_S = 1.0  # length of the first pause in seconds; each failed probe doubles it
 LONGEST_S = 15.0  # length of the longest pause in seconds
 TOGETHER_FIRST = 2  # number of calls that may be in flight right after a pause
@@ -33,8 +33,9 @@ class Breaker:
     back_at: float = 0.0  # when the service answered again after the last pause, in seconds
 
     def record_success(self, now: float, times: int = 1) -> None:
-        """Record that the service answered `times` calls. While it is probed, that ends the probing; afterwards each answer raises the
-        limit on calls in flight by one.
+        """Record that the service answered `times` calls.
+
+        If the service is being probed, the answer ends the probing. After that each answer raises the limit on calls in flight by one.
         """
         self.failed.clear()
         self.pause_s = 0.0
@@ -56,8 +57,8 @@ class Breaker:
     def record_failure(self, record: object, now: float, *, lookup: bool = False, again: bool = False) -> None:
         """Record that the call for this record failed or is in doubt, or that its lookup raised.
 
-        Failures of enough records in a row begin a pause, and a failed probe doubles the pause. But if the service itself asked for the
-        last pause, a failed probe counts like any failure, since that service answers.
+        Failures of enough records in a row begin a pause, and a failed probe doubles the pause. If the service itself asked for the last
+        pause, a failed probe counts as an ordinary failure: the service asked for time, and was not down.
 
         Args:
             record: identifies the record; several failures of one record count once.
@@ -108,7 +109,7 @@ class Breaker:
         return self.back_at + (self._doublings_since_recovery(now) + 1) * DOUBLES_EACH_S if self.together else None
 
     def _doublings_since_recovery(self, now: float) -> int:
-        """Return how often the limit on calls in flight has doubled since the service answered again, not counting what answers added."""
+        """Return how often the limit on calls in flight has doubled, because of the time that passed since the service answered again."""
         return max(int((now - self.back_at) / DOUBLES_EACH_S), 0)
 
     @property

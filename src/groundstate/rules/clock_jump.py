@@ -1,4 +1,4 @@
-"""Adjusts the times of an attempt after the clock by which they were taken was set. Pure: the size of the jump is an argument."""
+"""Adjusts the times of an attempt after somebody set the clock that the times come from. Pure: the size of the jump is an argument."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ NOTICED = timedelta(seconds=1)  # the smallest jump that counts: a smaller one m
 def with_times_adjusted(attempt: Attempt, by: timedelta, now: datetime) -> Attempt:
     """Return the attempt with its times moved as far as the clock jumped, so that each remaining wait stays as long as it was.
 
-    The new deadline is never before `now`, since the time before or after the jump may be the wrong one. `since` and `first_at` never
-    move forward: what looks like a jump forward may be a machine that was paused while another clock ran on.
+    The new deadline is never before `now`, since nobody knows whether the clock was right before the jump or after it. `since` and
+    `first_at` never move forward: what looks like a jump forward may be a machine that was paused while another clock ran on.
 
     by: the jump of the clock, negative if the clock was set back.
     """

@@ -1,7 +1,7 @@
-"""Derives from clauses which constants, or NULL, they demand of single columns, and checks whether known values meet the demands.
+"""Finds the constants, or NULL, that clauses demand of single columns, and checks whether known values meet these demands.
 
-A clause that demands anything else yields no demand; `demands_of_clauses` also returns whether every clause yielded one. The functions
-are pure.
+A clause that demands anything else yields no demand; `demands_of_clauses` also returns whether every clause yielded a demand. The
+functions are pure.
 """
 
 from __future__ import annotations
@@ -64,11 +64,15 @@ def demand_of_clause(clause: ColumnElement[bool], mapper: Mapper[Any]) -> Demand
     Return None if the clause does not compare one column with constants, or the column's type may store two different values as one.
     """
     if isinstance(clause, Column):
-        return _make_demand(clause, mapper, allowed=[True])
+        return _demand_of_comparison(clause, mapper, allowed=[True])
     if isinstance(clause, UnaryExpression):
         if clause.operator is operators.is_true:
-            return _make_demand(clause.element, mapper, allowed=[True])
-        return _make_demand(clause.element, mapper, allowed=[False]) if clause.operator in (operators.is_false, operators.inv) else None
+            return _demand_of_comparison(clause.element, mapper, allowed=[True])
+        return (
+            _demand_of_comparison(clause.element, mapper, allowed=[False])
+            if clause.operator in (operators.is_false, operators.inv)
+            else None
+        )
     if not isinstance(clause, BinaryExpression):
         return None
     known, values = _constants_on_right_side(clause.right)
@@ -76,13 +80,13 @@ def demand_of_clause(clause: ColumnElement[bool], mapper: Mapper[Any]) -> Demand
         return None
     match clause.operator:
         case operators.eq | operators.in_op:
-            return _make_demand(clause.left, mapper, allowed=[one for one in values if one is not None])
+            return _demand_of_comparison(clause.left, mapper, allowed=[one for one in values if one is not None])
         case operators.is_:
-            return _make_demand(clause.left, mapper, allowed=values)
+            return _demand_of_comparison(clause.left, mapper, allowed=values)
         case operators.ne | operators.not_in_op:
-            return _make_demand(clause.left, mapper, excluded=[*values, None])
+            return _demand_of_comparison(clause.left, mapper, excluded=[*values, None])
         case operators.is_not | operators.is_distinct_from:
-            return _make_demand(clause.left, mapper, excluded=values)
+            return _demand_of_comparison(clause.left, mapper, excluded=values)
         case _:
             return None
 
@@ -114,7 +118,9 @@ def _constants_on_right_side(right: Any) -> tuple[bool, list[Any]]:
     return False, []
 
 
-def _make_demand(left: Any, mapper: Mapper[Any], *, allowed: Sequence[Any] | None = None, excluded: Sequence[Any] = ()) -> Demand | None:
+def _demand_of_comparison(
+    left: Any, mapper: Mapper[Any], *, allowed: Sequence[Any] | None = None, excluded: Sequence[Any] = ()
+) -> Demand | None:
     by_column: Mapping[Any, str] = {column: one.key for one in mapper.column_attrs for column in one.columns}
     name = by_column.get(left) if isinstance(left, Column) else None
     if name is None or not all(_is_stored_distinctly(left.type, one) for one in [*(allowed or ()), *excluded]):

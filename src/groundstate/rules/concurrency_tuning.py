@@ -21,7 +21,7 @@ ENOUGH_S = 0.4  # seconds of each worker's work that a measurement must cover
 SILENT_S = 2.0  # longest wait for a worker's report, in seconds
 OVER_S = 1.0  # seconds without a report after which a backlog counts as done, unless its batches take longer
 SAID_EACH_S = 0.5  # seconds after which the list of the workers that may go on is sent again
-SLOW_S = 1.0  # if a batch takes this many seconds, its handler is slow, and not the database because of too many workers
+SLOW_S = 1.0  # a batch that takes this many seconds shows that its handler is slow, and not that there are too many workers
 SLOW_FOR_S = 60.0  # seconds during which all workers may work on the backlog, after a batch that took SLOW_S or longer
 
 
@@ -120,7 +120,7 @@ class Gate:
                 self._slow_until = now + SLOW_FOR_S
 
     def decide_admission(self, me: int, workers: Sequence[int], now: float) -> AdmittedWorkers | None:
-        """Return which workers may go on with the backlog, if a message must tell the workers so now; else None.
+        """Return which workers may go on with the backlog. Return None if the workers need not be told now.
 
         me: the incarnation of the worker that runs this Gate; it may always go on. workers: the incarnations of all workers.
         """
@@ -163,7 +163,11 @@ class Gate:
         return True
 
     def _choose_admitted(self, me: int, workers: Sequence[int], now: float) -> None:
-        """Choose the workers that may go on: first workers that may already and that report, and last the silent workers, maybe dead."""
+        """Choose the workers that may go on.
+
+        The worker `me` is chosen first, then the admitted workers that report, and then other workers. Admitted workers that do not report
+        are chosen last, since they may be dead.
+        """
         told = {incarnation for incarnation, at in self._told_at.items() if now - at < SILENT_S}
         silent = {incarnation for incarnation in self._in if incarnation not in told}
         order = sorted(

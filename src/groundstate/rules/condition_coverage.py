@@ -31,10 +31,10 @@ def _is_implied(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]) -> bool:
     alike = any(look.is_same_clause(form, one) for form in _equivalent_forms(wide) for one in narrow)
     if alike or _is_implied_by_demands(wide, narrow, mapper) or _is_implied_by_bounds(wide, narrow) or _is_implied_not_null(wide, narrow):
         return True
-    if any(condition_is_implied(look.split_and([one]), narrow, mapper) for one in _or_operands(wide)):
+    if any(condition_is_implied(look.flatten_ands([one]), narrow, mapper) for one in _or_operands(wide)):
         return True
     each_or = [found for found in map(_or_operands, narrow) if found]
-    return any(all(_is_implied(wide, look.split_and([one]), mapper) for one in found) for found in each_or)
+    return any(all(_is_implied(wide, look.flatten_ands([one]), mapper) for one in found) for found in each_or)
 
 
 def _or_operands(clause: Any) -> Sequence[Any]:
@@ -103,7 +103,10 @@ def _is_implied_by_bounds(wide: Any, narrow: Sequence[Any]) -> bool:
 
 
 def _is_comparison(clause: Any) -> bool:
-    """Return whether the clause is a comparison that its bounds express. `==` and IN are not: the bounds of `x IN (1, 3)` also allow 2."""
+    """Return whether the clause is a comparison other than `==` and IN.
+
+    Only such a comparison means the same as its bounds: the bounds of `x IN (1, 3)` also allow 2.
+    """
     return isinstance(clause, BinaryExpression) and clause.operator not in (operators.eq, operators.in_op)
 
 

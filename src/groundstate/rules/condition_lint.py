@@ -71,7 +71,7 @@ def reason_to_refuse_immediate_clause(clause: Any, mapper: Mapper[Any]) -> str |
 
 def reason_to_refuse_expression(expression: Any, mapper: Mapper[Any]) -> str | None:
     """Return why this expression, of any SQL type, cannot be computed for one record of the mapper; None if it can."""
-    for one in look.own_parts(expression):
+    for one in look.iterate_without_subqueries(expression):
         if isinstance(one, (Over, FunctionFilter, WithinGroup)) or _is_aggregate(one):
             return f"{one} is of many rows, and a due time is of one record: put it into a subquery that names the record"
     return (
@@ -99,7 +99,7 @@ def _reason_not_a_condition(clause: Any) -> str | None:
             )
     if isinstance(clause, Column) and not isinstance(clause.type, Boolean):
         return f"{clause.key} is a column and no condition: compare it with something"
-    for one in look.own_parts(clause):
+    for one in look.iterate_without_subqueries(clause):
         if isinstance(one, (Over, FunctionFilter, WithinGroup)) or _is_aggregate(one):
             return (
                 f"{one} is of many rows, and a condition is asked of one record: put it into a subquery that names the record, as in"
@@ -127,7 +127,7 @@ def _is_aggregate(one: Any) -> bool:
 
 def _reason_foreign_column(clause: Any, mapper: Mapper[Any], outer: Sequence[Any]) -> str | None:
     allowed = {*mapper.tables, *outer}
-    for column in look.only_columns(look.own_parts(clause)):
+    for column in look.only_columns(look.iterate_without_subqueries(clause)):
         if column.table not in allowed:
             name = mapper.class_.__name__
             return (
@@ -161,7 +161,7 @@ def _reason_wrong_value(clause: Any, *, now: bool = False) -> str | None:
     for one in look.all_parts(clause):
         if isinstance(one, BindParameter) and one.required and one.value is None and one.callable is None:
             return f"nobody gives the parameter {one.key!r} of the condition its value: write the value into it"
-        refuses = getattr(getattr(one, "type", None), "reason_to_refuse", None)  # by name, since UtcDateTime must not be imported here
+        refuses = getattr(getattr(one, "type", None), "reason_to_refuse", None)  # found by name: UtcDateTime must not be imported here
         for value in look.bound_values(one):
             why = refuses(value) if refuses is not None and isinstance(value, date) else None
             if why is not None:
@@ -197,11 +197,11 @@ def suspicious_clause_warnings(clauses: Sequence[ColumnElement[bool]]) -> Iterat
     safe = {
         look.base_column(column)
         for clause in clauses
-        for column, operator, _ in look.comparisons_in(look.own_parts(clause))
+        for column, operator, _ in look.comparisons_in(look.iterate_without_subqueries(clause))
         if operator in _NULL_SAFE or (operator not in _NEGATIVE and not _is_boolean_list(clause))
     }
     for clause in clauses:
-        for column, operator, right in look.comparisons_in(look.own_parts(clause)):
+        for column, operator, right in look.comparisons_in(look.iterate_without_subqueries(clause)):
             base = look.base_column(column)
             if operator in _NEGATIVE and getattr(base, "nullable", False) and base not in safe and not _names_a_column(right):
                 yield (
@@ -220,7 +220,7 @@ def _is_boolean_list(clause: Any) -> bool:
 
 
 def _names_a_column(right: Any) -> bool:
-    return next(look.only_columns(look.own_parts(right)), None) is not None
+    return next(look.only_columns(look.iterate_without_subqueries(right)), None) is not None
 
 
 def column_compared_with_clock(clauses: Sequence[ColumnElement[bool]]) -> str | None:
@@ -230,10 +230,10 @@ def column_compared_with_clock(clauses: Sequence[ColumnElement[bool]]) -> str | 
     """
     found: str | None = None
     for clause in clauses:
-        for column, operator, right in look.comparisons_in(look.own_parts(clause)):
+        for column, operator, right in look.comparisons_in(look.iterate_without_subqueries(clause)):
             if operator is operators.is_ and isinstance(right, look.CONSTANTS):
                 return None
-            if operator in (operators.lt, operators.le) and any(_is_clock(one) for one in look.own_parts(right)):
+            if operator in (operators.lt, operators.le) and any(_is_clock(one) for one in look.iterate_without_subqueries(right)):
                 found = str(column.key)
     return found
 
@@ -249,12 +249,20 @@ def attributes_compared_with_each_other(
     by_column = {column: one.key for one in mapper.column_attrs for column in one.columns}
 
     def own(part: Any) -> dict[str, None]:
-        return {by_column[base]: None for one in look.only_columns(look.own_parts(part)) if (base := look.base_column(one)) in by_column}
+        return {
+            by_column[base]: None
+            for one in look.only_columns(look.iterate_without_subqueries(part))
+            if (base := look.base_column(one)) in by_column
+        }
 
     found: dict[str, None] = {}
     others: set[str] = set()
     for clause in clauses:
-        comparisons = [one for one in look.own_parts(clause) if isinstance(one, BinaryExpression) and operators.is_comparison(one.operator)]
+        comparisons = [
+            one
+            for one in look.iterate_without_subqueries(clause)
+            if isinstance(one, BinaryExpression) and operators.is_comparison(one.operator)
+        ]
         compared = [names for names in map(own, comparisons) if len(names) > 1]
         for names in compared:
             found.update(names)
@@ -265,7 +273,7 @@ def attributes_compared_with_each_other(
 
 def depends_on_clock(clause: ColumnElement[bool]) -> bool:
     """Return whether the clause reads the database's clock, so that it can become true or false though no row is written."""
-    return any(_is_clock(one) for one in look.own_parts(clause))
+    return any(_is_clock(one) for one in look.iterate_without_subqueries(clause))
 
 
 def _is_clock(one: Any) -> bool:

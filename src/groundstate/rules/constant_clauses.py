@@ -35,7 +35,7 @@ def constants_by_attribute(clauses: Sequence[ColumnElement[bool]], mapper: Mappe
 
 
 def is_stored_unchanged(kind: Any, wanted: type) -> bool:
-    """Return whether a column type certainly stores values of the Python type `wanted` unchanged. A type that the user wrote may not."""
+    """Return whether a column type certainly stores values of the Python type `wanted` unchanged. A user's own type may change them."""
     return wanted in _COMPARABLE and _is_stored_unchanged(kind, _COMPARABLE[wanted])
 
 

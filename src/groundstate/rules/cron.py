@@ -37,7 +37,9 @@ _ALIASES = {
 }
 _INSTANT = timedelta(microseconds=1)
 _HOUR = timedelta(hours=1)
-_AROUND = timedelta(hours=40)  # span before and after a day: a zone is within 15 hours of UTC, and a change moves it by 24 at most
+# Span before and after a day in which the offset from UTC is looked up. The offset of a zone is at most 15 hours, and a change of the clock
+# moves it by at most 24 hours.
+_AROUND = timedelta(hours=40)
 _DAY = timedelta(days=1)
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _ANY_DAY = datetime(2000, 1, 1)  # noqa: DTZ001  # without a zone, since it is a time on a wall clock
@@ -104,7 +106,7 @@ class Cron:
         found = self._nearest_tick(_as_utc(until), forwards=False)
         return None if found is None else found.astimezone(self.tzinfo)
 
-    def backwards(self, until: datetime) -> Iterator[datetime]:
+    def ticks_backwards(self, until: datetime) -> Iterator[datetime]:
         """Yield the ticks at or before `until`, latest first, as times of the Cron's zone. If `until` has no zone, it is taken as UTC."""
         at = _as_utc(until)
         while (found := self._nearest_tick(at, forwards=False)) is not None:
@@ -113,13 +115,13 @@ class Cron:
                 return
             at = found - _INSTANT
 
-    def following(self, mark: datetime) -> datetime:
-        """Return the first tick later than the time `mark`, like `next`. A Period has a method of this name too, for use by schedules."""
+    def first_tick_after(self, mark: datetime) -> datetime:
+        """Return the first tick later than the time `mark`, as `next` does. Schedules call this method, which a Period has too."""
         return self.next(mark)
 
-    def since(self, mark: datetime, now: datetime) -> Iterator[datetime]:
+    def ticks_between_latest_first(self, mark: datetime, now: datetime) -> Iterator[datetime]:
         """Return an iterator over the ticks later than the time `mark` and not later than `now`, latest first."""
-        return takewhile(lambda tick: tick > mark, self.backwards(now))
+        return takewhile(lambda tick: tick > mark, self.ticks_backwards(now))
 
     # ---- from wall times to instants -----------------------------------------------------------------------------------------------
     def _nearest_tick(self, at: datetime, *, forwards: bool) -> datetime | None:
@@ -188,7 +190,10 @@ def _add_within_calendar(moment: datetime, by: timedelta) -> datetime:
 
 
 def _wall_times(expression: str, start: datetime, *, forwards: bool) -> Iterator[datetime]:
-    """Return an iterator over the expression's wall times: if `forwards` those later than `start`, else those not later, latest first.
+    """Return an iterator over wall times of the expression.
+
+    If `forwards`, it yields the wall times later than `start`, earliest first. Otherwise it yields the wall times not later than `start`,
+    latest first.
 
     The iterator raises OverflowError or ValueError at an end of the calendar. If `start` is the first moment of the calendar, a wall time
     at that moment is included even if `forwards`, since there is no earlier start.
@@ -313,7 +318,7 @@ def _replace_range_of_one_value(number: int, found: re.Match[str]) -> str:
 
 
 def _field_value(number: int, written: str) -> int | None:
-    """Return the number that a text, a number or a name such as MON, means in this field; None for any other text."""
+    """Return the number that this text means in the field; None if the text is neither a number nor a name such as MON."""
     if number == 3 and written in _MONTHS:
         return _MONTHS.index(written) + 1
     if number == 4 and written in _DAYS:
@@ -322,7 +327,7 @@ def _field_value(number: int, written: str) -> int | None:
 
 
 def _refuse_step_after_one_value(where: str, number: int, start: str, step: str) -> None:
-    """Raise DeclarationError for one value with a step, such as 5/2, since crons differ in what it means.
+    """Raise DeclarationError for one value with a step, such as 5/2, since cron programs disagree about its meaning.
 
     Quartz and most libraries repeat the step until the end of the field, but Vixie's and Debian's cron do not.
     """

@@ -15,9 +15,9 @@ _YEAR = timedelta(days=366)
 
 
 def first_silent_tick(cron: Cron, now: datetime) -> datetime | None:
-    """Return the first tick of an at least hourly cron, within a year from `now`, that is left out because the clock shows its hour twice.
+    """Return the first tick, within a year from `now`, that is left out because the clock shows an hour twice.
 
-    Return None where there is no such tick. The tick is a time of the cron's zone.
+    Return None where there is no such tick, or the cron does not tick at least hourly. The tick is a time of the cron's zone.
     """
     if cron.fold == "both":
         return None
@@ -35,8 +35,8 @@ def first_silent_tick(cron: Cron, now: datetime) -> datetime | None:
 def _first_left_out_tick(cron: Cron, change: datetime) -> datetime | None:
     """Return the first tick that is left out within 3 hours of a change that set the clock back; None where there is none."""
     between = (change - 3 * _HOUR, change + 3 * _HOUR)
-    kept = {tick.astimezone(UTC) for tick in cron.since(*between)}
-    for tick in reversed(list(replace(cron, fold="both").since(*between))):
+    kept = {tick.astimezone(UTC) for tick in cron.ticks_between_latest_first(*between)}
+    for tick in reversed(list(replace(cron, fold="both").ticks_between_latest_first(*between))):
         last = cron.latest(tick)
         if tick.astimezone(UTC) not in kept and last is not None and tick - last <= _HOUR:
             return tick

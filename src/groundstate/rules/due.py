@@ -1,4 +1,4 @@
-"""Computes when a record becomes due, and from when on it is too late for it. Pure: the time is an argument, and no clock is read.
+"""Computes when a record becomes due, and when it becomes too late to act on the record. Pure: the time is an argument.
 
 The due time comes from a column, or an expression over columns. No timer is stored beside the row, so none can be lost.
 """
@@ -25,7 +25,7 @@ class OutsideCalendarError(ValueError):
 class Due:
     """A Due, made by `after`, declares when a record becomes due: at the time in the column or expression `of`, plus `delta`.
 
-    valid_for: the time after the due time from which it is too late for the record; None if it never is.
+    valid_for: once this much time has passed since the due time, it is too late to act on the record; None if it never becomes too late.
     """
 
     of: Any
@@ -38,7 +38,7 @@ class DueSpec:
     """A DueSpec is a `Due` that was checked. A record becomes due at its base time plus `delta`.
 
     base: the column or expression that gives the base time. attribute: the record's attribute if `base` is one of its columns, else None.
-    expires: whether the reaction is the variant that runs the `expired` handler for records for which it is too late.
+    expires: whether the reaction is the variant that runs the `expired` handler once `valid_for` has passed since the due time.
     """
 
     base: ColumnElement[Any]
@@ -49,12 +49,12 @@ class DueSpec:
 
     @property
     def min_age(self) -> timedelta:
-        """Return how long after its base time a record is first carried out."""
+        """Return the time from a record's base time until the reaction may first act on the record."""
         return self.delta + self.valid_for if self.expires and self.valid_for is not None else self.delta
 
     @property
     def max_age(self) -> timedelta | None:
-        """Return how long after its base time a record is no longer carried out; None if there is no limit."""
+        """Return the time after a record's base time from which the reaction no longer acts on the record; None for no limit."""
         return None if self.expires or self.valid_for is None else self.delta + self.valid_for
 
     def due_at(self, base: object) -> datetime:
@@ -66,7 +66,7 @@ class DueSpec:
             raise OutsideCalendarError(words) from None
 
     def is_expired(self, due: datetime, now: datetime) -> bool:
-        """Return whether at the time `now` it is too late for a record with this due time."""
+        """Return whether it is too late, at the time `now`, to act on a record with this due time."""
         return self.valid_for is not None and now - due >= self.valid_for  # due + valid_for may be after the year 9999
 
 
@@ -76,7 +76,7 @@ def after(column: Any, delta: timedelta = timedelta(), *, valid_for: timedelta |
     Args:
         column: a column of the record, or an SQL expression that gives a point in time. A record where it is NULL is not due.
         delta: at most a hundred years; negative for a due time before the column's time.
-        valid_for: once this much time has passed since the due time, the record is not carried out any more: the reaction's `expired`
+        valid_for: once this much time has passed since the due time, it is too late to act on the record, and the reaction's `expired`
             handler runs instead.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 from groundstate.rules.concurrency_tuning import AdmittedWorkers, Report
 
 EVERYBODY = 1_000_000  # number of rows in a hint that asks all workers to help with a backlog
-ROWS_EACH = 200  # number of rows in a hint for which one worker checks; twice as many rows are for two workers, and so on
+ROWS_EACH = 200  # one worker checks for a hint about this many rows, two workers check for twice as many rows, and so on
 ROWS = b"rows:"  # prefix of a message from a database trigger; after it come a table's full name and the number of a transaction
 _VERSION = 1
 _IDENTIFIER_MOST = 63  # maximum length of an identifier of PostgreSQL in bytes

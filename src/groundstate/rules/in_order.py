@@ -1,4 +1,4 @@
-"""Declares that records with equal values in a column are carried out one at a time, and in which order. It runs no query."""
+"""Declares that a reaction acts on the records with equal values in a column one at a time, and in which order. It runs no query."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from sqlalchemy.sql.elements import SQLCoreOperations
 
 @dataclass(frozen=True, eq=False)
 class InOrder:
-    """Carry out the records of one queue, which have equal values of `by`, one at a time. A record whose `by` is NULL is in no queue.
+    """Let the reaction act on the records of one queue one at a time.
+
+    The records with equal values of `by` make a queue. A record whose `by` is NULL is in no queue.
 
     Args:
         by: the column whose equal values make a queue, such as `Message.conversation_id`.
-        order: the column that orders the records of a queue, such as `Message.number`; equal values are ordered by the primary key. If it
-            is given, a record waits for every earlier record, even if the earlier record has failed, is in doubt or is held. If it is not
-            given, a failed record stops no other record.
+        order: the column that orders the records of a queue, such as `Message.number`; equal values are ordered by the primary key. If
+            `order` is given, a record waits for every earlier record, even if the earlier record has failed, is in doubt or is held. If
+            `order` is not given, a failed record stops no other record.
         past_held: whether a held record lets the records behind it pass, provided that its call was certainly not made.
     """
 

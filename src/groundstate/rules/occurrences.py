@@ -24,9 +24,9 @@ def can_hold_empty_text(kind: Any) -> bool:
 
 
 def has_canonical_text(kind: Any) -> bool:
-    """Return whether each value of a column of this type has exactly one text; lists, ranges and JSON do not."""
+    """Return whether each value of a column of this type has exactly one text. A list, a range or JSON can have several texts."""
     while not isinstance(kind, JSON | ARRAY | PickleType):
-        if kind.__visit_name__ == "HSTORE" or kind.__visit_name__.endswith("RANGE"):  # by name, to import no dialect
+        if kind.__visit_name__ == "HSTORE" or kind.__visit_name__.endswith("RANGE"):  # found by name, to import no dialect
             return False
         if not isinstance(kind, TypeDecorator):
             return True

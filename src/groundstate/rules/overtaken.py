@@ -1,7 +1,9 @@
-"""Decides what becomes of an overtaken outcome: when it came, the condition or the occurrence of its call no longer held (rule 2).
+"""Decides what becomes of an overtaken outcome: an outcome that came after the condition ceased to hold, the occurrence changed, or the
+record was deleted (rule 2).
 
-The reaction's author may declare what becomes of the outcome. Otherwise the ordinary handler writes it, unless there is a reason against
-that. In that case the outcome is held for a person, or dropped under `InDoubt.repeat()`. The functions are pure.
+The reaction's author may declare what becomes of the outcome. Otherwise the ordinary handler writes the outcome. If
+`reason_to_hold_overtaken` finds a reason against this, the outcome is held for a person, or dropped under `InDoubt.repeat()`. The
+functions are pure.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ WORDS: tuple[str, ...] = get_args(WhenOvertaken)
 class FalseClause:
     """A FalseClause describes a clause that no longer holds.
 
-    columns: the record's columns that the clause names. own_columns_only: whether the clause reads nothing else.
+    columns: the record's columns that the clause names. own_columns_only: whether the clause reads no other columns.
     """
 
     columns: Collection[str]
@@ -34,7 +36,9 @@ def reason_to_hold_overtaken(
     same_occurrence: bool,
     done_column: bool = False,
 ) -> str | None:
-    """Return why an overtaken outcome must be held, or dropped, although the handler could write it; None if what it wrote may stay.
+    """Return why an overtaken outcome must be held, or dropped, although the handler could write it.
+
+    Return None if what the handler wrote may stay.
 
     Args:
         written: the record's columns that the handler wrote.
@@ -68,7 +72,7 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class WriteSame:
-    """WriteSame says that the ordinary handler is to write the outcome, even if the condition or the occurrence no longer holds."""
+    """WriteSame says that the ordinary handler is to write the outcome, even if the condition no longer holds or the occurrence changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +105,8 @@ Answer = HandOver | WriteSame | WriteFact | Hold | DropOutcome
 def decide_overtaken_outcome(said: WhenOvertaken | None, *, has_handler: bool, repeats: bool, exists: bool) -> Answer:
     """Decide what becomes of an overtaken outcome.
 
-    said: the reaction's `overtaken=`, or None. has_handler: whether it declares an `overtaken` handler. repeats: whether the policy is
-    InDoubt.repeat(). exists: whether the record still exists.
+    said: the reaction's `overtaken=`, or None. has_handler: whether the reaction declares an `overtaken` handler. repeats: whether the
+    policy is InDoubt.repeat(). exists: whether the record still exists.
     """
     if said == "drop":
         return DropOutcome("its outcome was overtaken, and is dropped as overtaken='drop' says")

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-STRETCH = timedelta(minutes=10)  # two unclean ends of workers within this time start careful mode; this time without one stops it
+# Careful mode starts after two unclean ends of workers within this time. It stops after this time without another unclean end.
+STRETCH = timedelta(minutes=10)
 UNCLEAN_ENDS = 2  # number of unclean ends of workers within STRETCH that start careful mode
 TOGETHER = 64  # number of records that may be in progress at once in careful mode, so that few are suspected after the next end
 DIED = "its worker ended while it was carried out"
@@ -22,7 +23,7 @@ _TOLD_MOST = 8  # how many ended workers the `why` of an attempt names; older on
 class Care:
     """Care says whether the workers of an app on this database are in careful mode now.
 
-    ends: the worker incarnations (each a worker from its start to its end) that ended uncleanly and are still remembered.
+    ends: the worker incarnations (each a worker from taking its lock to losing it) that ended uncleanly and are still remembered.
     """
 
     careful: bool = False

@@ -8,7 +8,7 @@ from typing import Literal
 
 from groundstate.values.errors import DeclarationError
 
-MARGIN = timedelta(seconds=5)  # a call's deadline is the time of its begin plus its timeout plus this, for the commit before the call
+MARGIN = timedelta(seconds=5)  # a call's deadline is its begin plus its timeout plus this margin, which covers the commit before the call
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # stands for an unknown time of the first call, so that its key counts as too old
 
 
@@ -34,7 +34,7 @@ class InDoubt:
         (`InDoubt.same_key`).
 
         Args:
-            settle_after: a time longer than any request of yours is on its way.
+            settle_after: a time longer than any request can be on its way to the service.
 
         Raises:
             DeclarationError: `settle_after` is no timedelta, or is negative.

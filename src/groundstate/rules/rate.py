@@ -97,12 +97,12 @@ def next_call_allowed_at(found: Counted, rate: Rate) -> int | None:
 
 
 def all_expired_at(found: Counted, rate: Rate) -> int:
-    """Return from when on none of the counted calls counts any more, in microseconds since the epoch."""
+    """Return when the last of the counted calls ceases to count, in microseconds since the epoch."""
     return max(found.by_end, default=0) + _span_in_microseconds(rate)
 
 
 def count_as_json(found: Counted) -> str:
-    """Return the count as JSON text, which is what is stored and `read_call_count` reads."""
+    """Return the count as the JSON text that is stored, and that `read_call_count` reads."""
     return json.dumps({str(end): count for end, count in sorted(found.by_end.items())}, separators=(",", ":"))
 
 

@@ -34,6 +34,14 @@ def is_last_try_used(retry: Retry, failures: int, since: datetime, now: datetime
     return retry.give_up_after is not None and now - since >= retry.give_up_after
 
 
+def reason_of_last_try(retry: Retry, failures: int) -> str:
+    """Return why no further try is allowed, as `is_last_try_used` has found: the number of tries, or else the time for them."""
+    if retry.times is not None and failures >= retry.times:
+        return "the last try was used"
+    assert retry.give_up_after is not None  # noqa: S101  # otherwise tries without a limit would have been left
+    return f"give_up_after={retry.give_up_after.total_seconds():g} s had passed since its first try, so that no further one was made"
+
+
 def next_lookup_at(  # noqa: PLR0913  # many arguments, since a pure function reads no state
     retry: Retry,
     deadline: datetime,
@@ -46,8 +54,8 @@ def next_lookup_at(  # noqa: PLR0913  # many arguments, since a pure function re
 ) -> datetime:
     """Return when a lookup is asked again. The wait grows with the time since `since`, but ends once the answer Absent can be believed.
 
-    absent_to: when the lookup was last asked, if it answered Absent; else None. If that was too early for Absent to be believed, but now
-    is not, the lookup is asked again at once. dice: a random number in [0, 1).
+    absent_to: when the lookup was last asked, if it answered Absent; else None. If this answer came too early to be believed, but an
+    answer to a lookup asked now can be believed, the lookup is asked again at once. dice: a random number in [0, 1).
     """
     if absent_to is not None and absent_to <= deadline + settle_after < now:
         return now

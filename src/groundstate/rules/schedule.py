@@ -19,7 +19,7 @@ from groundstate.rules.specs import Function
 Missed = Literal["none", "latest", "all"]
 
 ON_TIME = timedelta(minutes=1)  # how late a tick may be carried out with missed="none"
-COUNTED_MOST = 10_000  # number up to which ticks that are left out are counted
+COUNTED_MOST = 10_000  # ticks that are left out are counted up to this number
 
 
 class Timing(Protocol):
@@ -28,11 +28,11 @@ class Timing(Protocol):
     @property
     def tzinfo(self) -> tzinfo: ...
 
-    def following(self, mark: datetime) -> datetime:
+    def first_tick_after(self, mark: datetime) -> datetime:
         """Return the first tick later than the time `mark`. Raises OverflowError if that is after the year 9999."""
         ...
 
-    def since(self, mark: datetime, now: datetime) -> Iterator[datetime]:
+    def ticks_between_latest_first(self, mark: datetime, now: datetime) -> Iterator[datetime]:
         """Yield the ticks later than the time `mark` and not later than `now`, latest first."""
         ...
 
@@ -50,10 +50,10 @@ class Period:
     def tzinfo(self) -> tzinfo:
         return UTC
 
-    def following(self, mark: datetime) -> datetime:
+    def first_tick_after(self, mark: datetime) -> datetime:
         return mark + self.delta
 
-    def since(self, mark: datetime, now: datetime) -> Iterator[datetime]:
+    def ticks_between_latest_first(self, mark: datetime, now: datetime) -> Iterator[datetime]:
         for number in range((now - mark) // self.delta, 0, -1):
             yield mark + number * self.delta
 
@@ -69,7 +69,7 @@ class ScheduleSpec:
     missed: Missed = "latest"
     max_missed: int = 100
     retry: Retry = field(default_factory=Retry)
-    store: Any = None  # the Store (database) for whose session the handler is called
+    store: Any = None  # the Store (database) whose session the handler is given
 
     @property
     def terms(self) -> Terms:
@@ -119,7 +119,7 @@ class Decision:
 
 def decide_ticks(spec: ScheduleSpec, mark: datetime, now: datetime) -> Decision:
     """Decide which of the ticks later than the cursor `mark` and not later than `now` are carried out, by the schedule's `missed=`."""
-    found = spec.timing.since(mark, now)
+    found = spec.timing.ticks_between_latest_first(mark, now)
     run = tuple(reversed(list(islice(found, spec.max_missed if spec.missed == "all" else 1))))
     left_out = _summarise_left_out(found)
     if not run:

@@ -71,7 +71,8 @@ class Function:
         return str(getattr(call, "__name__", None) or type(call).__name__)
 
 
-# Says which exceptions count: an exception type, its dotted path, or a function that takes an exception and returns whether it counts.
+# Says which exceptions mean that a call was certainly not carried out: an exception type, its dotted path, or a function that takes an
+# exception and returns whether the exception means this.
 NotDoneWhen = type[Exception] | str | Callable[[Exception], bool]
 
 
@@ -104,13 +105,13 @@ class CallSpec:
     retry: Retry
     load: Sequence[Any] = ()  # SQLAlchemy loader options for loading the record that the call is given
     stop_when_overtaken: bool = False
-    many: int | None = None  # how many records one request is for at most; None for an ordinary call, which is for one record
+    many: int | None = None  # maximum number of records in one request; None for an ordinary call, which is for one record
     lookup: Function | None = None
     outcome_type: Any = Any  # resolved annotation of the function's result; for a call_many the type of one record's outcome
     found_type: Any = Any  # resolved annotation of the lookup's result, without Absent and Unknown
     argument_type: Any = Any  # resolved annotation of the function's argument; for a call_many the type of one element
     wants_keys: str | None = None  # name of the parameter of a call_many that takes the Sequence[IdempotencyKey]; None without one
-    name: str = ""  # name of the call that attempts record; "" means the function's own name
+    name: str = ""  # the call's name, which is stored in its attempts; "" means the function's own name
     answers_for: Sequence[str] = ()  # names of services that older versions called, and whose calls the lookup knows too
 
     @property
@@ -140,7 +141,8 @@ class ReactionSpec:
     name: str
     record: type
     mapper: Mapper[Any]
-    clauses: tuple[ColumnElement[bool], ...]  # joined by AND they are the condition; one says that the done column, if any, is NULL
+    # The clauses, joined by AND, are the condition. If there is a done column, one of the clauses demands that it is NULL.
+    clauses: tuple[ColumnElement[bool], ...]
     handler: Function
     call: CallSpec | None = None
     prepare: Function | None = None
@@ -149,8 +151,8 @@ class ReactionSpec:
     due: DueSpec | None = None
     done_column: str | None = None  # name of the done column's mapped attribute; None without a done column
     children: tuple[EveryChild, ...] = ()
-    in_order: InOrder | None = None  # the order in which records are carried out; None for no order
-    per: InstrumentedAttribute[Any] | None = None  # column whose values have each their own limit and rate at the external service
+    in_order: InOrder | None = None  # the order in which the reaction acts on records; None for no order
+    per: InstrumentedAttribute[Any] | None = None  # a column: each of its values has its own limit and rate at the external service
     retry: Retry = field(default_factory=Retry)
     overtaken: Function | None = None
     when_overtaken: WhenOvertaken | None = None  # what becomes of an overtaken outcome; None if not declared, or a handler decides it
@@ -176,7 +178,7 @@ class ReactionSpec:
 
     @property
     def kind(self) -> Kind | None:
-        """Return the Kind (service, call, lookup, policy) of the reaction's calls that attempts record; None if it makes no call."""
+        """Return the Kind of the reaction's calls (service, call, lookup, policy), as attempts store it; None if it makes no call."""
         call = self.call
         if call is None:
             return None
@@ -196,15 +198,15 @@ class ReactionSpec:
 
     @property
     def occurrence_columns(self) -> tuple[str, ...]:
-        """Return the names of the occurrence's columns in the database. They stay when a Python attribute is renamed."""
+        """Return the names of the occurrence's columns in the database. The names stay the same when a Python attribute is renamed."""
         return tuple(_column_name(one) for one in self.occurrence)
 
     @property
     def expired_variant(self) -> ReactionSpec:
-        """Return the variant of this reaction that runs the `expired` handler, for records for which it is too late.
+        """Return the variant of this reaction that runs the `expired` handler, for records on which it is too late to act.
 
-        Call it only for a reaction with `valid_for`. The variant has the reaction's name. It makes no call, and has no `in_order`, because
-        a record for which it is too late has left its queue.
+        Only a reaction with `valid_for` has this variant. The variant has the reaction's name. It makes no call, and has no `in_order`,
+        because an expired record has left its queue.
         """
         assert self.due is not None and self.expired is not None  # noqa: S101, PT018 - a reaction without these is refused at the start
         return replace(

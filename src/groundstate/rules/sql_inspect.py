@@ -14,7 +14,7 @@ from sqlalchemy.sql.selectable import Exists, Join, ScalarSelect, Select, Select
 CONSTANTS = (type(true()), type(false()), Null)
 
 
-def split_and(clauses: Iterable[Any]) -> tuple[ColumnElement[bool], ...]:
+def flatten_ands(clauses: Iterable[Any]) -> tuple[ColumnElement[bool], ...]:
     """Return one tuple with the clauses, where each clause that is an AND is replaced by its operands (rules.md 1). An OR is kept whole."""
     return tuple(operand for clause in clauses for operand in _and_operands(sql_element(clause)))
 
@@ -43,7 +43,7 @@ def all_parts(clause: ClauseElement) -> Iterator[Any]:
     yield from visitors.iterate(clause)
 
 
-def own_parts(clause: ClauseElement) -> Iterator[Any]:
+def iterate_without_subqueries(clause: ClauseElement) -> Iterator[Any]:
     """Yield the clause and every expression within it, also its subqueries, but not the expressions within the subqueries."""
     waiting: list[Any] = [clause]
     while waiting:
@@ -55,7 +55,7 @@ def own_parts(clause: ClauseElement) -> Iterator[Any]:
 
 def outermost_subqueries(clause: ClauseElement) -> Iterator[Any]:
     """Yield the subqueries of the clause, but not the subqueries within them."""
-    for one in own_parts(clause):
+    for one in iterate_without_subqueries(clause):
         if isinstance(one, (Exists, ScalarSelect, SelectBase)):
             yield one
 
@@ -73,8 +73,8 @@ def subqueries_compared_with(clause: ClauseElement, tables: set[Any]) -> list[An
     The comparison ties the subquery's result to the row, so the subquery need not name a column of the row. EXISTS is left out.
     """
     found: list[Any] = []
-    for one in own_parts(clause):
-        if isinstance(one, BinaryExpression) and any(column.table in tables for column in only_columns(own_parts(one))):
+    for one in iterate_without_subqueries(clause):
+        if isinstance(one, BinaryExpression) and any(column.table in tables for column in only_columns(iterate_without_subqueries(one))):
             found.extend(subquery for subquery in outermost_subqueries(one) if not isinstance(subquery, Exists))
     return found
 
@@ -101,7 +101,7 @@ def _tables_of_join(side: Any) -> Iterator[Any]:
 
 
 def base_column(column: Any) -> Any:
-    """Return the column as the table has it, without the annotations that the mapper added; else the argument itself."""
+    """Return the table's own column, without the annotations that the mapper added; if the table has none, return the argument itself."""
     found = column.table.c.get(column.key) if hasattr(column.table, "c") else None
     return column if found is None else found
 

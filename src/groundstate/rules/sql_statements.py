@@ -19,8 +19,8 @@ _READS = frozenset({
     "DECLARE", "FETCH", "MOVE", "CLOSE", "DEALLOCATE", "LISTEN", "UNLISTEN", "NOTIFY", "LOAD", "ATTACH", "DETACH",
 })  # fmt: skip
 
-# For each keyword that begins a write within another statement: the words of which one then follows it; None if any name may follow.
-# Where none of these words follows, the keyword is a name or a function, or part of FOR UPDATE.
+# The keywords that begin a write within another statement, each with the words of which one must follow the keyword; None if any name may
+# follow. Where none of these words follows, the keyword is a name or a function, or part of FOR UPDATE.
 _AFTER_WRITE = {"INSERT": {"INTO", "OR"}, "REPLACE": {"INTO"}, "DELETE": {"FROM"}, "UPDATE": None, "MERGE": None}
 
 # PostgreSQL's own functions that write, without nextval, since an extra call of nextval only leaves a gap in a sequence.
@@ -75,7 +75,7 @@ _DESCRIBED = 8  # number of tokens that are read to describe what a statement wr
 def describe_write(statement: str, *, postgres: bool) -> str | None:
     """Return a short description of what this text writes, such as 'UPDATE orders', without any literal; None where it only reads.
 
-    The text may hold several statements separated by semicolons. postgres: whether it is written for PostgreSQL, and not for SQLite.
+    The text may hold several statements separated by semicolons. postgres: whether the text is for PostgreSQL, and not for SQLite.
     """
     look = _find_write if len(statement) <= _REMEMBERED_LENGTH else _find_write.__wrapped__
     return look(statement, postgres)
@@ -97,17 +97,18 @@ def _find_write(statement: str, postgres: bool) -> str | None:
     return None
 
 
-# First words of statements that may begin or end a transaction. Of these, PREPARE does so only before TRANSACTION, and ROLLBACK not if a
-# TO follows.
+# First words of statements that may begin or end a transaction. PREPARE ends a transaction only if TRANSACTION follows; ROLLBACK ends
+# none if TO follows.
 _ENDS = frozenset({"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE"})
-# Matches the beginning of a text that may begin or end a transaction, if the text is one statement. The rest, maybe long, is not matched.
+# Matches the beginning of a text that may begin or end a transaction, if the text is one statement. The rest of the text is not read, since
+# it may be very long.
 _MAY_END = re.compile(rf"\W*?(?:--|/\*|(?:{'|'.join(_ENDS)})\b)", re.IGNORECASE)
 
 
 def transaction_ending_keyword(statement: str, *, postgres: bool) -> str | None:
     """Return the first keyword by which this text ends or begins a transaction, such as 'COMMIT'; None where it does neither.
 
-    The text may hold several statements separated by semicolons. postgres: whether it is written for PostgreSQL, and not for SQLite.
+    The text may hold several statements separated by semicolons. postgres: whether the text is for PostgreSQL, and not for SQLite.
     """
     look = _find_transaction_end if len(statement) <= _REMEMBERED_LENGTH else _find_transaction_end.__wrapped__
     return look(statement, postgres)
@@ -151,7 +152,8 @@ def _words_of_create(tokens: Iterator[_Token]) -> list[str]:
     return words
 
 
-# Matches the beginning of a text that may change a setting, if the text is one statement. The rest may be very long, and is not matched.
+# Matches the beginning of a text that may change a setting, if the text is one statement. The rest of the text is not read, since it may be
+# very long.
 _MAY_SET = re.compile(r"\W*?(?:--|/\*|(?:SET|RESET|PRAGMA)\b)", re.IGNORECASE)
 _ENDS_WITH_IT = frozenset({"LOCAL", "TRANSACTION", "CONSTRAINTS"})  # words after SET that limit the setting to the transaction
 # PRAGMAs that take a value, but leave no changed setting on the connection after the transaction; some write to the file.
@@ -225,9 +227,9 @@ def _describe_write_within_read(tokens: list[_Token]) -> str | None:
 
 
 def _describe_nested_write(tokens: list[_Token]) -> str | None:
-    """Return a description of what a statement with the first word of a read still writes; None if it writes nothing.
+    """Return a description of what a statement writes although its first word is that of a read; None if it writes nothing.
 
-    It may write by a statement within or after WITH, by SELECT ... INTO, or by a function.
+    Such a statement may write by a statement within or after WITH, by SELECT ... INTO, or by a function.
     """
     before, depth = "", 0
     listing = set[int]()  # for each WITH whose main statement has not begun yet: how many parentheses are open around it
@@ -336,7 +338,8 @@ def _describe_copy_into_table(tokens: list[_Token]) -> str | None:
 
 
 def _describe_writing_pragma(tokens: list[_Token]) -> str | None:
-    names, given = set[str](), False  # names: that of the PRAGMA, and of a schema before it. given: whether a value is given
+    # names: the name of the PRAGMA and, if one stands before it, the name of a schema. given: whether the PRAGMA is given a value.
+    names, given = set[str](), False
     for kind, text in tokens[1:]:
         if kind == "mark" and text in ("=", "("):
             given = True
@@ -351,7 +354,10 @@ _TO_THE_NAME = frozenset({"SET", "VALUES", "SELECT", "DEFAULT", "WHERE", "USING"
 
 
 def _describe_statement(tokens: list[_Token]) -> str:
-    """Return the first words of the statement, up to the name of what it writes. They contain no literal, since that may be a secret."""
+    """Return the first words of the statement, up to the name of what it writes.
+
+    The words contain no literal, since a literal may be secret.
+    """
     words: list[str] = []
     for place, (kind, text) in enumerate(tokens[:_DESCRIBED]):
         if place and ((kind not in ("word", "name") and text != ".") or text in _TO_THE_NAME or (text == "FROM" and place > 1)):

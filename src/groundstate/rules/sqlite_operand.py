@@ -151,7 +151,7 @@ def function_name(one: Any) -> str:
 def reads_text_as_numbers(side: Any) -> bool:
     """Return whether SQLite reads a text that is compared with this side as a number.
 
-    It does so if the side has a type of its own, as a column or a CAST does, but functions and arithmetic do not.
+    SQLite does so if the side has a type of its own. A column or a CAST has one; a function or an arithmetic operation has none.
     """
     return isinstance(side, Column | Cast | Extract) or is_part_of_json(side, (Boolean, *NUMBERS))
 
@@ -159,7 +159,7 @@ def reads_text_as_numbers(side: Any) -> bool:
 def reads_numbers_as_text(side: Any) -> bool:
     """Return whether SQLite reads a number that is compared with this side as a text.
 
-    It does so if the side has a type of its own, as a column or a CAST does, but functions and `||` do not.
+    SQLite does so if the side has a type of its own. A column or a CAST has one; a function or an operation with `||` has none.
     """
     return isinstance(side, Column | Cast) or is_part_of_json(side, String)
 

@@ -49,7 +49,10 @@ _OF_SQLITE: tuple[Rule, ...] = (
 
 
 def reason_to_refuse_expression(expression: Any, dialect: Dialect) -> str | None:
-    """Return why this database would not compute the expression as it is meant, as a text that names the cure; None if it may."""
+    """Return why the expression would have another result than is meant, as a text that names the cure.
+
+    Return None where nothing is certainly wrong.
+    """
     parts = list(look.all_parts(expression))
     for rule in _OF_SQLITE if dialect.name == "sqlite" else _OF_ALL:
         for one in parts:

@@ -37,12 +37,15 @@ _OF_LETTERS = {
 
 
 def check_whole_json_comparison(one: Any, dialect: Dialect) -> str | None:
-    """Return why comparing a whole JSON column is wrong; None where it is not. SQLite compares text, and PostgreSQL only JSONB."""
+    """Return why comparing a whole JSON column is wrong; None where it is not.
+
+    SQLite compares the texts of the JSON. PostgreSQL can compare JSONB, but not JSON.
+    """
     for left, right in compared_sides(one, SAME | AMONG | ORDERS):
         if not (isinstance(left, Column) and isinstance(storage_type(left, dialect), JSON)):
             continue
         if dialect.name != "sqlite":
-            if storage_type(left, dialect).__visit_name__ == "JSONB":  # by name, so that apps on SQLite do not import the class JSONB
+            if storage_type(left, dialect).__visit_name__ == "JSONB":  # compared by name, so that apps on SQLite do not import JSONB
                 continue
             return (
                 f"`{one}` compares JSON, for which PostgreSQL has no operator: map {left} as JSONB, or compare what is in it, as in"
@@ -57,7 +60,10 @@ def check_whole_json_comparison(one: Any, dialect: Dialect) -> str | None:
 
 
 def _has_more_than_one_text(other: Any, dialect: Dialect) -> bool:
-    """Return whether equal JSON may have another text: this side is a column, or a value that Python writes as JSON with a space."""
+    """Return whether the same JSON may be stored as a text other than this side's.
+
+    This is so if the side is a column, or a value that Python writes as JSON with a space.
+    """
     if isinstance(other, BindParameter):
         return isinstance(storage_type(other, dialect), JSON) and any(map(_has_spaces_as_json, look.bound_values(other)))
     return isinstance(other, Column) and isinstance(storage_type(other, dialect), JSON)
@@ -91,8 +97,10 @@ def check_json_with_other_types(one: Any, dialect: Dialect) -> str | None:
 
 
 def _never_equals_json_text(other: Any, dialect: Dialect) -> bool:
-    """Return whether this side never equals JSON text: it is a plain text, which has quotes in JSON, or a constant that SQLite would write
-    otherwise as JSON.
+    """Return whether this side never equals JSON text.
+
+    This is so if the side is a plain text, without the quotes that a string has in JSON, or a value for which SQLite writes another JSON
+    text.
     """
     if isinstance(other, BindParameter):
         return not isinstance(other.type, JSON) or any(map(_has_spaces_as_json, look.bound_values(other)))

@@ -71,7 +71,7 @@ def check_cast_to_time(one: Any, dialect: Dialect) -> str | None:
 def check_time_modifier(one: Any, dialect: Dialect) -> str | None:
     if function_name(one) not in _OF_TIME:
         return None
-    before = 2 if function_name(one) == "strftime" else 1  # number of arguments before the modifiers; there a duration is allowed
+    before = 2 if function_name(one) == "strftime" else 1  # number of arguments before the modifiers; only the modifiers are checked
     modifiers = list(one.clauses)[before:]
     if any(isinstance(storage_type(side, dialect), Interval) for side in modifiers):
         return f"`{one}` is NULL, since it takes no timedelta: give a text, as in func.{function_name(one)}(column, '+1 hour')"
@@ -106,7 +106,7 @@ def check_clock_comparison(one: Any, dialect: Dialect) -> str | None:
 
 
 def check_day_with_bound_time(one: Any, dialect: Dialect) -> str | None:
-    """Return why comparing a day with a bound time, or a time with a bound day, goes wrong; None where it does not.
+    """Return why comparing a day with a time goes wrong, if one of them is given as a Python value; None where it does not.
 
     The text of a day is shorter than the text of its midnight, so SQLite treats the day as less.
     """
@@ -201,9 +201,9 @@ def check_time_with_number(one: Any, dialect: Dialect) -> str | None:
 
 
 def check_different_time_kinds(one: Any, dialect: Dialect) -> str | None:
-    """Return why comparing two of these goes wrong: a time of day, a time with its day, a duration. Their texts have nothing in common.
+    """Return why comparing two kinds of time goes wrong; None where it does not.
 
-    Return None where the comparison is right.
+    The kinds are a time of day, a time with its day, and a duration. The texts of two kinds have nothing in common.
     """
     for left, right in compared_sides(one):
         kinds = {kind_of_time(side, dialect) for side in (left, right)}
@@ -237,7 +237,7 @@ def check_length_of_time_text(one: Any, dialect: Dialect) -> str | None:
 
 
 def check_time_in_other_zone(one: Any, _dialect: Dialect) -> str | None:
-    """Return why comparing a UtcDateTime column with a bound time of another type goes wrong; None where it does not.
+    """Return why comparing a UtcDateTime column with a Python time that has another column type goes wrong; None where it does not.
 
     The column stores UTC, and the other type stores the time without converting it to UTC.
     """

@@ -108,7 +108,8 @@ def check_enum_order(one: Any, dialect: Dialect) -> str | None:
 def check_decimal_arithmetic(one: Any, dialect: Dialect) -> str | None:
     """Return why arithmetic with Numeric goes wrong; None where it does not.
 
-    SQLite computes with floats, so that results are rarely equal to a number, and its operator % takes only integers.
+    SQLite computes with floats, so that a result is rarely exactly equal to the number that is meant. Its operator % computes with integers
+    only.
     """
     if getattr(one, "operator", None) is operators.mod and any(
         isinstance(storage_type(side, dialect), Numeric | Float) for side in arithmetic_operands(one)

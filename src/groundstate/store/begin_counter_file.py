@@ -54,7 +54,7 @@ class FileWitness:
             self._warn_once("read", error)
         return found
 
-    def erase(self, worker: int) -> None:
+    def delete_count_of(self, worker: int) -> None:
         """Delete the witness file of a worker incarnation, if there is one. Never raises; only the first error is logged."""
         descriptor = self._open.pop(worker, None)
         if descriptor is not None:

@@ -23,7 +23,8 @@ from groundstate.values.errors import StoreRefusedError
 _log = logging.getLogger("groundstate.store")
 _SHAPE = struct.Struct("<q8s")  # content of a file: the count, and 8 bytes of a digest, so that other content is not taken for a count
 _SUFFIX = ".begins"
-LOCK_WAITS_S = 0.02  # longest wait for the lock of a file, in seconds; after it the count is not written, but a later count will be
+# The longest wait for the lock of a file, in seconds. If the lock is not free by then, this count is not written; a later one still can be.
+LOCK_WAITS_S = 0.02
 FILES_MOST = 1000  # number of files in the folder at which old files of deleted databases are removed
 FILES_LEFT = 500  # number of newest files that are never removed
 

@@ -50,7 +50,7 @@ _POSTGRES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 }
 # How to make a connection: a pair (arguments, function to call with them). If the function is None, call psycopg's `connect`.
 ConnectBy = tuple[dict[str, Any], Callable[..., Any] | None]
-_SQLITE_REFUSED = {  # for each parameter of an SQLite file: URI that is refused, why it is
+_SQLITE_REFUSED = {  # by refused parameter of an SQLite `file:` URI: the reason why groundstate refuses it
     "immutable": "takes the file for one that nobody writes",
     "nolock": "turns locks off",
     "vfs": "may lock in another way than other processes do",

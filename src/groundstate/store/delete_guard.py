@@ -21,9 +21,9 @@ _TRIGGERS = ("delete", "update", "truncate")
 # The triggers on rows are AFTER triggers, since a BEFORE trigger would lock each row once more, which costs a WAL record for each row.
 _NOT_OURS = "current_setting('groundstate.ours', true) IS DISTINCT FROM 'on'"
 _OPEN = "(OLD.state = 'begun' OR OLD.unsure OR OLD.outcome IS NOT NULL)"
-# The columns that other programs must not change. They identify the row, or decide whether a call may be made again: whether the answer
-# Absent is believed (deadline), whether the key is too old (first_at), which service was called and under which policy (begun_with),
-# whether a call was made at all (call_no), and whether the row marks a record to be left alone (why).
+# The columns that other programs must not change. Some identify the row. The others decide whether a call may be made again. For example,
+# they say whether a lookup's answer Absent is believed (deadline), whether the key is too old (first_at), which service was called under
+# which policy (begun_with), whether a call was made at all (call_no), and whether the row marks a record to be left alone (why).
 _COLUMNS = (
     "app", "reaction", "record", "occurrence", "state", "worker", "call", "call_no", "unsure", "outcome", "blocks",
     "deadline", "first_at", "begun_with", "why",

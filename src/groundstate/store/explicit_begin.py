@@ -45,7 +45,7 @@ def set_begin_statement(engine: Engine, statement: str) -> None:
 
 
 @contextmanager
-def transaction(engine: Engine, manner: TransactionMode) -> Iterator[Connection]:
+def begin_transaction(engine: Engine, manner: TransactionMode) -> Iterator[Connection]:
     """Run the block in a transaction of this mode; yield its connection. If the block or the COMMIT raises, roll the transaction back.
 
     The connection is discarded afterwards if the block left settings on it, or if its transaction cannot be ended.

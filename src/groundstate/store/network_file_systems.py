@@ -39,7 +39,7 @@ def read_mounts(table: Path = MOUNTINFO) -> list[Mount]:
 
 
 def refuse_network_file_system(path: str, table: Path = MOUNTINFO) -> None:
-    """Raise StoreRefusedError if the file lies on a network file system, or is itself a mount point, without its folder.
+    """Raise StoreRefusedError if the file lies on a network file system, or is mounted as a single file, without its folder.
 
     path: the path of the file, with links resolved; the file need not exist.
     """

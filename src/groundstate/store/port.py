@@ -56,12 +56,12 @@ class Database(Protocol):
     name: str  # kind of the database: "sqlite" or "postgresql"
     locks_rows: bool  # whether `with_row_locks` adds locks; False on SQLite, where a transaction locks the whole database
     codec: str  # name of Python's codec for the database's encoding; text that the codec cannot encode cannot be stored
-    high_water: HighWater | None  # keeps the highest count of begun calls outside of the database; None on PostgreSQL
+    high_water: HighWater | None  # keeps, outside of the database, the highest count of begun calls; None on PostgreSQL
     clock: Clock  # the clock for all work on this database: the system's clock, until a worker sets its own
     dice: Dice  # the source of random numbers for all work on this database: the system's, until a worker sets its own
 
     @property
-    def server(self) -> ColumnElement[str | None]:
+    def server_id_sql(self) -> ColumnElement[str | None]:
         """Return SQL for a text that identifies the running server; NULL on SQLite. A restart or failover changes the text."""
         ...
 
@@ -79,7 +79,7 @@ class Database(Protocol):
         ...
 
     @property
-    def insert(self) -> Callable[[Table], Any]:
+    def insert_function(self) -> Callable[[Table], Any]:
         """Return the function that makes an INSERT for a table, from the database's SQLAlchemy dialect; it supports ON CONFLICT."""
         ...
 
@@ -120,7 +120,7 @@ class Database(Protocol):
         On SQLite return the select unchanged.
         """
 
-    def refuse_if_silent(self) -> None:
+    def raise_if_unusable(self) -> None:
         """Raise OperationalError while the server does not answer; on SQLite raise StoreRefusedError if the file was replaced."""
 
     def has_someone_written(self) -> bool:
@@ -159,7 +159,7 @@ class Liveness(Protocol):
         Raises StoreRefusedError, which names the cure, if the lock does not keep others out, as may happen behind a pooler.
         """
 
-    def is_held(self, *, ask: bool = False) -> bool:
+    def has_lock(self, *, ask: bool = False) -> bool:
         """Return whether this incarnation certainly still holds its lock, and so each lock that `try_to_adopt` took.
 
         It is cheap, and is called each second. ask: whether to query the server, since the news that the lock was lost may still be on its
@@ -184,8 +184,8 @@ class Liveness(Protocol):
         It never waits. It takes no slots if the incarnation's own lock may be lost.
 
         Args:
-            wanted: for each group of slots a pair (how many to take at most, numbers to choose from). The numbers are SLOTS_FROM or more,
-                and the incarnation must not hold any of them already.
+            wanted: for each group of slots a pair (largest number of slots to take, numbers to choose from). The numbers are SLOTS_FROM or
+                more, and the incarnation must not hold any of them already.
         """
 
     def give_slots_back(self, slots: Collection[int]) -> None:
@@ -208,7 +208,7 @@ class Witness(Protocol):
     def read(self) -> dict[int, int]:
         """Return the number of begun calls that was written, by worker incarnation."""
 
-    def erase(self, worker: int) -> None:
+    def delete_count_of(self, worker: int) -> None:
         """Delete the number of a worker incarnation. Call it before the incarnation's row in groundstate_worker is deleted."""
 
     def path_of(self, worker: int) -> str:

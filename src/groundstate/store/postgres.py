@@ -24,8 +24,9 @@ from groundstate.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
 from groundstate.store import delete_guard, tables
 from groundstate.store.driver_guard import allow_closing_when_invalidated, guard_psycopg
 from groundstate.store.engine_settings import make_connector, make_engine
-from groundstate.store.explicit_begin import TransactionMode, set_begin_statement, transaction
+from groundstate.store.explicit_begin import TransactionMode, begin_transaction, set_begin_statement
 from groundstate.store.postgres_liveness import INCARNATION, STARTED, UP_S
+from groundstate.store.released_savepoints import release_savepoints_after_rollback
 from groundstate.store.silent_server import SilentServerWatch
 from groundstate.store.statement_timeouts import Limit, time_limited
 from groundstate.values import keepalive
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from groundstate.store.port import StoreSettings
 
 WAIT = timedelta(seconds=5)  # how long a statement waits for a lock, unless the caller gives another time
-STATEMENT = timedelta(seconds=30)  # how long a statement may take; a caller that lets it wait for locks longer than WAIT adds that time
+# How long a statement may take. If a caller lets it wait for a lock longer than WAIT, the limit grows by the difference.
+STATEMENT = timedelta(seconds=30)
 # The longest pause between two statements of a transaction. After it the server ends the session, so that a stopped process frees its rows.
 IDLE = timedelta(minutes=5)
 OLDEST = 140000  # server_version_num of the oldest supported version
@@ -50,9 +52,10 @@ WITH_TRANSACTION_TIMEOUT = 170000  # server_version_num of the first version wit
 # Keepalive detects that the server's host vanished; without it a worker would wait for an answer forever.
 _CONNECT = {
     **keepalive.CLIENT,
-    "connect_timeout": 10,  # in seconds, for each host if there are several
+    "connect_timeout": 10,  # in seconds; if the URL names several hosts, each host gets this time
     "application_name": "groundstate",
-    "client_encoding": "utf8",  # the server converts other encodings to it; without it psycopg returns bytes from SQL_ASCII databases
+    # The server converts text from other encodings to UTF-8. Without this setting, psycopg returns bytes from SQL_ASCII databases.
+    "client_encoding": "utf8",
 }
 
 # Names of the tables that identify a database. The table of rates was added later: if it were here, an upgrade would look like a restore.
@@ -115,7 +118,7 @@ class PostgresDatabase:
     locks_rows = True
     high_water = None
 
-    insert = staticmethod(insert)
+    insert_function = staticmethod(insert)
 
     def __init__(self, settings: StoreSettings) -> None:
         add_postgres_options()
@@ -138,6 +141,7 @@ class PostgresDatabase:
         self._silence = SilentServerWatch(self.engine, self._connect_outside_pool)
         event.listen(self.engine, "connect", self._prepare_connection)
         allow_closing_when_invalidated(self.engine)
+        release_savepoints_after_rollback(self.engine)
         set_begin_statement(self.engine, self._begin_statement("READ WRITE", WAIT))
         abandon_in_child(self)
 
@@ -162,8 +166,8 @@ class PostgresDatabase:
             self._checked = True
 
     @property
-    def server(self) -> ColumnElement[str]:
-        """Return SQL for the start time of this server, as a text, which a restart changes, and which other servers do not have."""
+    def server_id_sql(self) -> ColumnElement[str]:
+        """Return SQL for a text with the start time of this server. A restart changes the text, and other servers have other texts."""
         return literal_column(STARTED, type_=Text())
 
     @property
@@ -186,10 +190,10 @@ class PostgresDatabase:
             StoreRefusedError: this server is a standby.
         """
         refuse_use_in_child(self._pid)
-        self.refuse_if_silent()
+        self.raise_if_unusable()
         begun = False
         try:
-            with transaction(
+            with begin_transaction(
                 self.engine, TransactionMode(self._begin_statement("READ WRITE", WAIT if wait is None else wait))
             ) as connection:
                 begun = True
@@ -206,9 +210,9 @@ class PostgresDatabase:
         wait: how long a statement waits for a lock; None means WAIT.
         """
         refuse_use_in_child(self._pid)
-        self.refuse_if_silent()
+        self.raise_if_unusable()
         # The transaction ends with COMMIT, since after a ROLLBACK psycopg would forget all its prepared statements.
-        with transaction(
+        with begin_transaction(
             self.engine, TransactionMode(self._begin_statement("READ ONLY", WAIT if wait is None else wait, timedelta()))
         ) as connection:
             yield connection
@@ -235,9 +239,9 @@ class PostgresDatabase:
         """
         return select.with_for_update(key_share=True, skip_locked=True, of=of or None)
 
-    def refuse_if_silent(self) -> None:
+    def raise_if_unusable(self) -> None:
         """Raise OperationalError while the server accepts statements but does not answer them."""
-        self._silence.refuse_if_silent()
+        self._silence.raise_if_unusable()
 
     def _connect_outside_pool(self, within_s: float) -> Any:
         """Return a new connection outside of the pool. within_s: the timeout for connecting, in seconds."""
@@ -272,7 +276,7 @@ class PostgresDatabase:
         self._checked = False
         self.engine.dispose()
 
-    def abandon(self) -> None:
+    def abandon_after_fork(self) -> None:
         """Close the inherited connections in a forked child, but send nothing to the server, so that the parent can go on using them."""
         for connection in list(self._open):
             if not connection.closed:

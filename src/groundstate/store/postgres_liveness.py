@@ -48,7 +48,7 @@ _LOCKS = """
 _HELD = "SELECT count(*) = 1" + _LOCKS + "WHERE life = %s AND pid = pg_backend_pid()"
 _TAKEN = "SELECT pg_is_in_recovery(), ARRAY(SELECT life" + _LOCKS + "WHERE life = ANY(%s))"
 
-# The LIMIT ends the search within each group of numbers, so that every number that is locked is also returned.
+# The LIMIT stops the search in each group once enough numbers are locked, so that no number is locked without being returned.
 _TAKE = """
     SELECT got.number FROM unnest(%s::int[], %s::int[], %s::int[]) AS groups(most, first, last)
     CROSS JOIN LATERAL (
@@ -120,12 +120,12 @@ class SessionLiveness:
         self._incarnation = worker
         self._asked_at = self._clock.monotonic()
 
-    def is_held(self, *, ask: bool = False) -> bool:
+    def has_lock(self, *, ask: bool = False) -> bool:
         """Return whether the connection is open and so has the lock. Once the result is False, it stays False until `take_lock`.
 
         Every ASK_S seconds, and with `ask`, a query also checks that this session has the lock, and not another session of a pooler.
-        Without a query, an end of the session is seen since the server reports it, and a vanished server since keepalive breaks the
-        connection (hazard 32).
+        Even without a query, the result becomes False if the session ends, since the server reports that, and if the server vanishes,
+        since keepalive then breaks the connection (hazard 32).
         """
         refuse_use_in_child(self._pid)
         worker, connection = self._incarnation, self._connection
@@ -133,7 +133,7 @@ class SessionLiveness:
             return False
         if not ask and self._clock.monotonic() - self._asked_at < ASK_S and _has_server_sent_nothing(connection):
             return True
-        if self._query(_HELD, worker) == [(True,)]:
+        if self._query_lock_rows(_HELD, worker) == [(True,)]:
             return True
         self._drop_connection()
         return False
@@ -152,11 +152,11 @@ class SessionLiveness:
             if free:
                 self._adopted.add(worker)
         try:
-            got = free and self._query("SELECT pg_try_advisory_lock(%s)", worker) == [(True,)]
+            got = free and self._query_lock_rows("SELECT pg_try_advisory_lock(%s)", worker) == [(True,)]
             try:
                 yield got
             finally:
-                if got and self._connection is ours and self._query("SELECT pg_advisory_unlock(%s)", worker) != [(True,)]:
+                if got and self._connection is ours and self._query_lock_rows("SELECT pg_advisory_unlock(%s)", worker) != [(True,)]:
                     self._drop_connection()
         finally:
             if free:
@@ -184,9 +184,10 @@ class SessionLiveness:
             return dict.fromkeys(workers)
 
     def take_slots(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> set[int]:
-        """Lock free slots (numbers that each allow one call) of all groups in one statement, and return the locked numbers.
+        """Lock slots that are free, for all groups in one statement, and return their numbers. Each slot is a number that allows one call.
 
-        Return none if the server's lock table is full. wanted: for each group a pair (how many to lock at most, numbers to choose from).
+        Return an empty set if the server's lock table is full. wanted: for each group a pair (how many slots to lock at most, the slot
+        numbers to choose from).
         """
         refuse_use_in_child(self._pid)
         connection, numbers = self._connection, [number for _, some in wanted for number in some]
@@ -218,7 +219,7 @@ class SessionLiveness:
         if self._pid == os.getpid():
             self._drop_connection()
 
-    def abandon(self) -> None:
+    def abandon_after_fork(self) -> None:
         """Close the inherited connection in a forked child, but send nothing to the server, so that the parent's session goes on."""
         if self._connection is not None and not self._connection.closed:
             redirect_to_devnull(self._connection.fileno())
@@ -267,7 +268,7 @@ class SessionLiveness:
             if second.execute("SELECT pg_try_advisory_lock(%s)", (worker,)).fetchone() == (True,):
                 raise StoreRefusedError(_SHARED)
 
-    def _query(self, query: str, worker: int) -> list[tuple[Any, ...]] | None:
+    def _query_lock_rows(self, query: str, worker: int) -> list[tuple[Any, ...]] | None:
         """Run a query about the lock of this worker incarnation, and return its rows; None if the connection and all locks are lost."""
         connection = self._connection
         if connection is None:

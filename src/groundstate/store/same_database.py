@@ -63,7 +63,7 @@ class StoreLocation:
             ours = self._identity_of_store()
             theirs = None if ours is None else _query_identity(connection)
             if ours is None or theirs is None:
-                return False  # not known yet; the next call queries again
+                return False  # The answer is not known yet, so it is not kept: the next call queries again.
             self._told[pool] = ours == theirs
         return self._told[pool]
 

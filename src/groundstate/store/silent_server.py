@@ -36,7 +36,8 @@ class SilentServerWatch:
         self.silent = False
         self._connect = connect
         self._errors = (engine.dialect.loaded_dbapi.Error, OSError)
-        self._waiting: dict[int, tuple[Any, float]] = {}  # by id: pairs (connection that waits for an answer, monotonic time since when)
+        # by id: pairs (connection that waits for an answer, monotonic time at which the wait began)
+        self._waiting: dict[int, tuple[Any, float]] = {}
         self._asking = threading.Lock()
         self._ask_at = 0.0
         event.listen(engine, "do_connect", self._on_connect)
@@ -48,14 +49,14 @@ class SilentServerWatch:
         event.listen(engine, "checkin", self._on_checkin)
         statement_timeouts.check_periodically(self)
 
-    def refuse_if_silent(self) -> None:
+    def raise_if_unusable(self) -> None:
         """Raise OperationalError if the last probe was not answered, so that no more threads wait for the server."""
         if self.silent:
             raise OperationalError("(nothing was sent)", None, _NoAnswer(_WORDS))
 
     # ---- connections that wait ---------------------------------------------------------------------------------------------------
     def _on_connect(self, *_: Any) -> None:
-        self.refuse_if_silent()
+        self.raise_if_unusable()
 
     def _on_execute(self, _connection: Any, cursor: Any, *_: Any) -> None:
         self._note_waiting(cursor.connection)
@@ -79,7 +80,7 @@ class SilentServerWatch:
         self._waiting[id(driver)] = (driver, SYSTEM_CLOCK.monotonic())
 
     # ---- called by the thread that checks limits ----------------------------------------------------------------------------------
-    def check(self, now: float) -> None:
+    def do_due_check(self, now: float) -> None:
         """Start a probe if a connection has waited too long for an answer, or if the last probe was not answered.
 
         now: the monotonic time in seconds.
@@ -121,7 +122,7 @@ def shut_down_socket(driver: Any) -> None:
 
 
 class _NoAnswer(Exception):
-    """A _NoAnswer is the original error in an OperationalError, where otherwise the driver's error is."""
+    """A _NoAnswer takes the place of the driver's error in an OperationalError that no driver raised."""
 
     sqlstate = None
 

@@ -22,7 +22,7 @@ from groundstate.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
 from groundstate.store.begin_high_water import HighWaterFile, state_folder
 from groundstate.store.driver_guard import SqliteConnection, allow_closing_when_invalidated
 from groundstate.store.engine_settings import make_connector, make_engine
-from groundstate.store.explicit_begin import TransactionMode, set_begin_statement, transaction
+from groundstate.store.explicit_begin import TransactionMode, begin_transaction, set_begin_statement
 from groundstate.store.network_file_systems import MOUNTINFO, refuse_network_file_system
 from groundstate.store.statement_timeouts import Limit, time_limited
 from groundstate.store.tables import UtcDateTime
@@ -61,11 +61,11 @@ class SqliteDatabase:
     name = "sqlite"
     locks_rows = False
     codec = "utf-8"
-    server: ColumnElement[str | None] = literal_column("NULL", type_=Text())
+    server_id_sql: ColumnElement[str | None] = literal_column("NULL", type_=Text())
     server_start: ColumnElement[str | None] = literal_column("NULL", type_=Text())
     uptime_s: ColumnElement[float | None] = literal_column("NULL", type_=Float())
 
-    insert = staticmethod(insert)
+    insert_function = staticmethod(insert)
 
     def __init__(self, settings: StoreSettings, *, mountinfo: Path = MOUNTINFO) -> None:
         self.settings = settings
@@ -119,16 +119,16 @@ class SqliteDatabase:
         OperationalError, 'database is locked'.
         """
         refuse_use_in_child(self._pid)
-        self.refuse_if_silent()
+        self.raise_if_unusable()
         manner = _WRITING if wait is None else replace(_WRITING, before=_busy_timeout_pragma(wait), after=_busy_timeout_pragma(WAIT))
-        with transaction(self.engine, manner) as connection:
+        with begin_transaction(self.engine, manner) as connection:
             yield connection
 
     @contextmanager
     def reading(self, *, wait: timedelta | None = None) -> Iterator[Connection]:  # noqa: ARG002  # `wait` is unused, since a reader waits for no lock
         """Open a read-only transaction; yield its connection. A write raises OperationalError, 'attempt to write a readonly database'."""
         refuse_use_in_child(self._pid)
-        with transaction(self.engine, _READING) as connection:
+        with begin_transaction(self.engine, _READING) as connection:
             yield connection
 
     def limit_statement(self, connection: Connection, seconds: float) -> AbstractContextManager[Limit]:
@@ -145,7 +145,7 @@ class SqliteDatabase:
         """Return the select unchanged, since BEGIN IMMEDIATE has locked the whole database."""
         return select
 
-    def refuse_if_silent(self) -> None:
+    def raise_if_unusable(self) -> None:
         """Raise StoreRefusedError if the open file was removed or replaced by another file."""
         if self._opened is None:
             return
@@ -199,7 +199,7 @@ class SqliteDatabase:
         self.high_water.close()
         self.engine.dispose()
 
-    def abandon(self) -> None:
+    def abandon_after_fork(self) -> None:
         """In a forked child, never use or close the inherited connections, and refuse to open the file."""
         if self._checked or self._watching is not None:
             _open_before_fork.add(self.path)

@@ -55,12 +55,12 @@ class ByteLiveness:
             self.release()
             raise StoreRefusedError(_taken_message(worker))
         self._incarnation = worker
-        if not self.is_held():
+        if not self.has_lock():
             self.release()
             message = f"{self.path} was removed while it was being locked: leave it there while workers run, and start again"
             raise StoreRefusedError(message)
 
-    def is_held(self, *, ask: bool = False) -> bool:  # noqa: ARG002  # `ask` is unused, since each call checks the file
+    def has_lock(self, *, ask: bool = False) -> bool:  # noqa: ARG002  # `ask` is unused, since each call checks the file
         """Return whether this worker incarnation has its lock, and the lock file was not removed or replaced.
 
         If it was, other workers would lock another file, and would not notice this worker's lock.
@@ -74,7 +74,7 @@ class ByteLiveness:
 
         Yield False if this worker has lost its own lock, if `worker` is this worker, or if its lock is taken here already.
         """
-        if not self.is_held() or worker == self._incarnation or worker in self._adopted or not self._set_byte_lock(fcntl.F_WRLCK, worker):
+        if not self.has_lock() or worker == self._incarnation or worker in self._adopted or not self._set_byte_lock(fcntl.F_WRLCK, worker):
             yield False
             return
         self._adopted.add(worker)
@@ -101,9 +101,9 @@ class ByteLiveness:
     def take_slots(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> set[int]:
         """Lock the bytes of free slots (numbers that each allow one call), and return the locked numbers.
 
-        wanted: for each group of slots a pair (how many to lock at most, numbers to choose from).
+        wanted: for each group of slots a pair (largest number of slots to lock, numbers to choose from).
         """
-        return _lock_first_free(wanted, lambda number: self._set_byte_lock(fcntl.F_WRLCK, number)) if self.is_held() else set()
+        return _lock_first_free(wanted, lambda number: self._set_byte_lock(fcntl.F_WRLCK, number)) if self.has_lock() else set()
 
     def give_slots_back(self, slots: Collection[int]) -> None:
         """Unlock the bytes of these slots (numbers that each allow one call)."""
@@ -123,7 +123,7 @@ class ByteLiveness:
             os.close(self._file)
             self._file = None
 
-    def abandon(self) -> None:
+    def abandon_after_fork(self) -> None:
         """Close the inherited file in a forked child. The parent keeps its locks, since the file is still open in the parent."""
         if self._file is not None:
             os.close(self._file)
@@ -145,7 +145,7 @@ class FlockLiveness:
     """A FlockLiveness locks a separate file for each worker incarnation, `<database>-groundstate-lock-<number>`.
 
     Whether a file is locked cannot be queried, so `alive_by_worker` takes a shared lock for an instant. If another worker calls
-    `try_to_adopt` in that instant, the lock does not look free, and it must try again later.
+    `try_to_adopt` in that instant, the lock does not look free, and that worker must try again later.
     """
 
     def __init__(self, database: str) -> None:
@@ -165,7 +165,7 @@ class FlockLiveness:
             raise StoreRefusedError(_taken_message(worker))
         self._incarnation = worker
 
-    def is_held(self, *, ask: bool = False) -> bool:  # noqa: ARG002  # `ask` is unused, since each call checks the file
+    def has_lock(self, *, ask: bool = False) -> bool:  # noqa: ARG002  # `ask` is unused, since each call checks the file
         """Return whether this worker incarnation has its lock, and its lock file was not removed or replaced."""
         refuse_use_in_child(self._pid)
         return self._incarnation is not None and _is_same_file(self._files[self._incarnation], self._path(self._incarnation))
@@ -176,7 +176,7 @@ class FlockLiveness:
 
         Yield False if this worker has lost its own lock, if `worker` is this worker, or if its lock is taken here already.
         """
-        if not self.is_held() or worker in self._files or not self._lock(worker):
+        if not self.has_lock() or worker in self._files or not self._lock(worker):
             yield False
             return
         try:
@@ -192,9 +192,9 @@ class FlockLiveness:
     def take_slots(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> set[int]:
         """Lock the files of free slots (numbers that each allow one call), and return the locked numbers.
 
-        wanted: for each group of slots a pair (how many to lock at most, numbers to choose from).
+        wanted: for each group of slots a pair (largest number of slots to lock, numbers to choose from).
         """
-        return _lock_first_free(wanted, self._lock) if self.is_held() else set()
+        return _lock_first_free(wanted, self._lock) if self.has_lock() else set()
 
     def give_slots_back(self, slots: Collection[int]) -> None:
         """Free these slots (numbers that each allow one call): remove and close their lock files."""
@@ -210,7 +210,7 @@ class FlockLiveness:
         for number in list(self._files):
             self._unlock_and_remove_file(number)
 
-    def abandon(self) -> None:
+    def abandon_after_fork(self) -> None:
         """Close the inherited files in a forked child. The parent keeps its locks, since the files are still open in the parent."""
         while self._files:
             os.close(self._files.popitem()[1])
@@ -227,7 +227,7 @@ class FlockLiveness:
             if _is_same_file(file, self._path(worker)):
                 self._files[worker] = file
                 return True
-            os.close(file)  # the process that had locked this file has removed it meanwhile, so lock the file that exists now
+            os.close(file)  # the process that had locked this file has removed it, so lock the new file at this path
 
     def _unlock_and_remove_file(self, worker: int) -> None:
         file = self._files.pop(worker, None)
@@ -259,7 +259,8 @@ class FlockLiveness:
 def _lock_first_free(wanted: Sequence[tuple[int, Sequence[int]]], lock: Callable[[int], bool]) -> set[int]:
     """Lock free numbers of each group, and return all locked numbers.
 
-    wanted: for each group a pair (how many to lock at most, numbers to choose from). lock: locks a number, and returns whether it was free.
+    wanted: for each group a pair (largest number of locks, numbers to choose from).
+    lock: a function that locks a number if it is free, and returns whether it was free.
     """
     got: set[int] = set()
     for most, numbers in wanted:

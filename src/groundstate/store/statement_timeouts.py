@@ -22,7 +22,7 @@ LOOKS_S = 0.2  # seconds between one check of all limits and the next
 class PeriodicallyChecked(Protocol):
     """Interface of the objects that are given to `check_periodically`: the checking thread calls `check` every LOOKS_S seconds."""
 
-    def check(self, now: float) -> None:
+    def do_due_check(self, now: float) -> None:
         """Do what is due at `now`, the monotonic time in seconds. It must not wait for anything."""
 
 
@@ -37,7 +37,7 @@ class Limit:
     until_s: float
     cut: Callable[[], None]
 
-    def check(self, now: float) -> None:
+    def do_due_check(self, now: float) -> None:
         if now >= self.until_s:
             self.cut()
 
@@ -70,7 +70,7 @@ _thread: list[threading.Thread] = []
 
 
 def _start_checking_thread() -> None:
-    if not (_thread and _thread[0].is_alive()):  # if two threads find none at once, two are started, which does no harm
+    if not (_thread and _thread[0].is_alive()):  # if two callers find no thread at once, both start one, which does no harm
         _thread[:] = [threading.Thread(target=_check_forever, name="groundstate-limits", daemon=True)]
         _thread[0].start()
 
@@ -81,7 +81,7 @@ def _check_forever() -> None:
         now = SYSTEM_CLOCK.monotonic()
         for one in _all_checked():
             with suppress(Exception):  # `check` may raise if the statement or its connection has ended meanwhile
-                one.check(now)
+                one.do_due_check(now)
 
 
 def _all_checked() -> list[PeriodicallyChecked]:

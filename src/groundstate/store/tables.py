@@ -121,9 +121,9 @@ reaction = Table(
     Column("app", Text, primary_key=True),
     Column("name", Text, primary_key=True),  # name of the reaction; '' in the one row that holds the store's identity
     Column("key_name", Text, nullable=False),  # reaction's name in idempotency keys, which a rename does not change (hazard 62)
-    # SQL text of the accepted condition (hazard 50); in the row with name '', the store's identity instead
+    # SQL text of the accepted condition (hazard 50); the row with the name '' has the store's identity here instead
     Column("condition", Text, nullable=False),
-    Column("suspect", Boolean, nullable=False),  # whether its calls are put in doubt, since a backup was restored (hazard 46)
+    Column("suspect", Boolean, nullable=False),  # whether the reaction's calls are in doubt after a restore (hazard 46)
     Column("earlier", Text),  # JSON array of former conditions, the latest last; older versions of the app may still run with them
     Column("record", Text),  # table and primary key columns of the reaction's records, as they were when a person accepted it
     Column("seen_at", UtcDateTime, nullable=False),

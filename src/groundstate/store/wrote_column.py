@@ -4,6 +4,7 @@ If the number differs from PostgreSQL's own `xmin`, something else wrote the row
 ALTER TABLE, or updated by code that does not know the column. VACUUM, FREEZE, CLUSTER and adding a column change neither number.
 
 No statement that writes these rows may run in a savepoint: `xmin` would be the savepoint's number, and `wrote` the transaction's.
+released_savepoints.py sees to it that a savepoint which failed is left.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ WAITS: ColumnElement[int] = OnPostgres("'0'::xid8", "NULL", XID8)
 def wrote_column(table: str) -> Column[int]:
     """Return the column `wrote` for groundstate's table of this name. Each INSERT and UPDATE by SQLAlchemy sets the column.
 
-    An UPDATE changes the number only in a row that groundstate wrote last. So a row that others wrote stays recognisable, and a row that an
-    older version wrote without a number stays without one.
+    An UPDATE changes the number only in a row that groundstate wrote last. So a row that other programs wrote stays recognisable, and a row
+    to which an older version gave no number keeps none.
     """
     still = f"CASE WHEN {SAME.format(table)} THEN pg_current_xact_id() ELSE {table}.wrote END"
     return Column("wrote", XID8, default=THIS_TRANSACTION, onupdate=OnPostgres(still, "NULL", XID8))
@@ -89,5 +90,7 @@ def is_written_by_others(table: str) -> ColumnElement[bool]:
 
 
 def is_marked_as_waiting(table: str) -> ColumnElement[bool]:
-    """Return SQL for whether a row of this table has the number 0 in `wrote`, so that its reaction waits for a person. False on SQLite."""
+    """Return SQL that is true if a row of this table has 0 in `wrote`, which means that its reaction waits for a person. On SQLite it is
+    always false.
+    """
     return OnPostgres(f"coalesce({table}.wrote = '0'::xid8, false)", "(1 = 0)", Boolean())

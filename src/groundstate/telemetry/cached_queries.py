@@ -1,7 +1,7 @@
 """Queries an app's databases for the metrics, and caches the results for some seconds. It runs only SELECTs.
 
-A caller never waits longer than `WAIT_S`: the queries run in separate threads, and until the queries end the caller gets the last result,
-or None if there is none.
+A caller never waits longer than `WAIT_S`, since the queries run in separate threads. If they have not ended by then, the caller gets the
+last result, if there is one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from groundstate.store.port import Database
 
 log = logging.getLogger("groundstate")
 FRESH_S = 5.0  # seconds for which a result is used before the database is queried again
-WAIT_S = 2.0  # how many seconds a caller waits at most for a new result
+WAIT_S = 2.0  # the longest time in seconds for which a caller waits for a new result
 STALE_S = 60.0  # age in seconds after which a result is dropped
-MOST = 10_000  # how many rows are counted at most for each reaction
+MOST = 10_000  # the largest number of rows that are counted for each reaction
 
 
 @dataclass
@@ -45,7 +45,10 @@ class CachedStatus:
     queries: Sequence[ConditionQuery] = ()
 
     def first_record_waited_s(self, reaction: str, now: float) -> float:
-        """Return the seconds since this process first saw the reaction's longest waiting record in that place; 0.0 if no record waits."""
+        """Return for how many seconds this process has seen the same record as the one that waits longest for the reaction.
+
+        Returns 0.0 if no record waits.
+        """
         first = self.waits.get(reaction)
         return now - first[1] if first else 0.0
 

@@ -16,7 +16,7 @@ from groundstate.engine.operate.fleet_status import STATES, Overview
 from groundstate.telemetry.cached_queries import CachedStatus, DatabaseStatusCache
 from groundstate.values.errors import StoppedError
 
-TURNING_S = 60.0  # a worker counts as up if its last loop iteration is at most so many seconds ago
+TURNING_S = 60.0  # a worker counts as up if no iteration of its loops has lasted longer than this many seconds
 
 
 @dataclass(frozen=True)

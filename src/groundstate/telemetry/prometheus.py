@@ -1,4 +1,4 @@
-"""Exports an app's metrics to Prometheus: `Collector` is for a registry of the user's, `Page` for `groundstate run --http`."""
+"""Exports an app's metrics to Prometheus: `Collector` is for a registry of the user's own, `Page` for `groundstate run --http`."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def trace(app: App, provider: TracerProvider | None = None, *, keys: bool = Fals
     provider: the tracer provider; the process's own if left out. keys: whether spans contain primary keys and idempotency keys, both of
     which may identify a person.
     """
-    app.observe(Traces(api.get_tracer("groundstate", tracer_provider=provider), keys=keys))
+    app.set_watch(Traces(api.get_tracer("groundstate", tracer_provider=provider), keys=keys))
 
 
 class Traces:
@@ -38,7 +38,7 @@ class Traces:
         self._tracer = tracer
         self._keys = keys
 
-    def calls(self, where: Where, in_flights: Sequence[InFlightCall]) -> Callable[[Sequence[CallResult]], None]:
+    def trace_calls(self, where: Where, in_flights: Sequence[InFlightCall]) -> Callable[[Sequence[CallResult]], None]:
         """Begin a span for one call or lookup, or for one `call_many` of several records. Return the function that ends the span."""
         first = in_flights[0]
         spec = first.query.spec
@@ -56,16 +56,16 @@ class Traces:
                 attributes |= {"groundstate.record": first.identity[2], "groundstate.key": str(first.key)}
         span, left = self._begin_span(f"groundstate.{kind} {name}", SpanKind.CLIENT, attributes)
 
-        def end_span(words: Sequence[CallResult]) -> None:
-            endings = sorted({counters.name_of_ending(word) for word in words})
+        def end_span(results: Sequence[CallResult]) -> None:
+            endings = sorted({counters.name_of_ending(result) for result in results})
             span.set_attribute("groundstate.ending", ",".join(endings))
-            if any(isinstance(word, Unclear | NothingHappened) for word in words):
+            if any(isinstance(result, Unclear | NothingHappened) for result in results):
                 span.set_status(Status(StatusCode.ERROR, ",".join(endings)))  # the error's text may contain data, so it is left out
             left()
 
         return end_span
 
-    def batch(self, where: Where, spec: ReactionSpec) -> Callable[[Ran], None]:
+    def trace_batch(self, where: Where, spec: ReactionSpec) -> Callable[[Ran], None]:
         """Begin a span for the handlers of a reaction without a call. Return the function that ends the span."""
         late = spec.due is not None and spec.due.expires
         span, left = self._begin_span(
@@ -83,10 +83,10 @@ class Traces:
 
         return end_span
 
-    def transaction(self, where: Where, words: Sequence[CallResult]) -> Callable[[Committed], None]:
+    def trace_transaction(self, where: Where, results: Sequence[CallResult]) -> Callable[[Committed], None]:
         """Begin a span for a transaction that handles call results and begins new calls. Return the function that ends the span."""
         span, left = self._begin_span(
-            "groundstate.transaction", SpanKind.INTERNAL, {**_common_attributes(where), "groundstate.in_hand": len(words)}
+            "groundstate.transaction", SpanKind.INTERNAL, {**_common_attributes(where), "groundstate.in_hand": len(results)}
         )
 
         def end_span(came: Committed) -> None:

@@ -58,7 +58,7 @@ class Lab:
         self._meanwhile: list[Check] = []
         self._say = say
         self._places: list[Place] = []
-        self._real = SYSTEM_CLOCK  # the real clock, for limits in seconds: no run reads it
+        self._real = SYSTEM_CLOCK  # the real clock, by which the test's own time limits count; no run reads it
 
     def __enter__(self) -> Self:
         return self
@@ -162,7 +162,7 @@ class Lab:
         played = self._check_arguments(app, rows, may_fail, reactions, budget, seconds)
         only = only or os.environ.get(REPEAT)
         one = None if only is None else _parse_schedule(only)
-        trial = self._trial(app, *rows, always=always, at_the_end=at_the_end, may_fail=may_fail, reactions=reactions)
+        trial = self._build_trial(app, *rows, always=always, at_the_end=at_the_end, may_fail=may_fail, reactions=reactions)
         if one is not None:
             trial.findings.crossings = len(trial.run(one).crossings)
             return trial.findings
@@ -170,7 +170,7 @@ class Lab:
         self._run_all_schedules(trial, played - set(may_fail), budget, seconds)
         return trial.findings
 
-    def _trial(
+    def _build_trial(
         self,
         app: App,
         *rows: object,

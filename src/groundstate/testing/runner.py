@@ -18,7 +18,7 @@ from groundstate.app.app import App
 from groundstate.app.declared import reactions_of, schedules_of
 from groundstate.engine.sql.call_write_guard import guard_store
 from groundstate.store import same_database
-from groundstate.testing.databases.scratch_db import Place, stores_of
+from groundstate.testing.databases.scratch_db import Place, stores_of_app
 from groundstate.testing.search.tried_plans import Length, Tried
 from groundstate.testing.simulate.clock import Clock, FrozenRun
 from groundstate.testing.simulate.crash_plan import Schedule
@@ -31,13 +31,13 @@ from groundstate.testing.simulate.time_outs import Fence
 from groundstate.testing.verdict.invariants import Check, InvariantJudge, UpcomingTime, Violation
 from groundstate.values.errors import StateRefusedError
 
-CLEAN_MOST = 100_000  # crossings that the clean run (without disturbances) may have at most
-LOOKS_MOST = 400  # waits for a due time that one run may have at most
-LOOKS_WITH_AN_END = 20_000  # waits for a due time that one run may have at most if `lab.clock.ends` is given
-LONGEST_S = 60.0  # seconds: the longest wait for a due time; each wait is longer than the wait before
-STORY_LINES = 30  # lines of the run's log that a failure prints
+CLEAN_MOST = 100_000  # the largest number of crossings that the clean run (the run without disturbances) may have
+LOOKS_MOST = 400  # the largest number of times that one run may wait for a due time
+LOOKS_WITH_AN_END = 20_000  # the same, if `lab.clock.ends` is given
+LONGEST_S = 60.0  # the longest wait for a due time, in seconds; the waits grow up to this length
+STORY_LINES = 30  # number of lines of the run's log that a failure prints
 REPEAT = "GROUNDSTATE_LAB"  # name of the environment variable that says which one schedule to run
-ENOUGH = 20  # times the crossings of the clean run: a run with more crossings counts as endless
+ENOUGH = 20  # a run counts as endless if it has more than this many times the crossings of the clean run
 
 
 class Crashed(AssertionError):
@@ -64,7 +64,7 @@ class Findings:
     held: Counter[str] = field(default_factory=Counter)  # by reason, how many attempts were held at the end of runs
     skipped: int = 0  # number of schedules skipped because they would repeat an earlier run
     joined: int = 0  # number of runs that ended early, since an earlier run had restarted from an equal state
-    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sort: (schedules left out for want of time, all schedules)
+    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sort: (left out for lack of time, all)
 
     def __str__(self) -> str:
         words = (
@@ -111,9 +111,9 @@ class Trial:
         self._cast = cast
         self._kept = DatabasePool()
         self._limit = CLEAN_MOST
-        specs = [[spec for spec in reactions_of(app, store) if cast.takes_part(spec.name)] for store in stores_of(app)]
+        specs = [[spec for spec in reactions_of(app, store) if cast.takes_part(spec.name)] for store in stores_of_app(app)]
         self._book = InvariantJudge(specs, cast.fakes, place, always=cast.always, may_fail=cast.may_fail, around=cast.around)
-        ticking = [[spec for spec in schedules_of(app, store) if cast.takes_part(spec.name)] for store in stores_of(app)]
+        ticking = [[spec for spec in schedules_of(app, store) if cast.takes_part(spec.name)] for store in stores_of_app(app)]
         self._schedules = [[self._book.watch_schedule(spec) for spec in some] for some in ticking]
         self._book.schedules = self._schedules
         self.at_death: Callable[[Any], None] | None = None  # called with each process that is killed; None if not set
@@ -268,6 +268,6 @@ def _watch_app_databases(app: App) -> Iterator[same_database.StoreLocation]:
     """Guard the app's own databases: user functions of calls may not write to them, since the lab runs on databases of its own. Yields one
     guard for each database; it lasts as long as that object is referenced.
     """
-    for store in stores_of(app):
+    for store in stores_of_app(app):
         with suppress(Exception):  # a function of the user gives the URL, and may raise in a test
             yield guard_store(app.name, store.settings().url)

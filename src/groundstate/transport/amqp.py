@@ -92,8 +92,8 @@ class _Driver:
     def _parameters(self, heartbeat_s: int = 0) -> Any:
         """Return pika's connection parameters. heartbeat_s: the interval of AMQP heartbeats in seconds; 0 turns heartbeats off.
 
-        A connection without a thread that answers heartbeats must have none. The publisher needs none, since its connection is closed when
-        the subscriber's connection is lost.
+        Heartbeats must be off for a connection that has no thread to answer them. The publisher needs no heartbeats, since its connection
+        is closed when the subscriber's connection is lost.
         """
         found = pika.URLParameters(self._url)
         found.heartbeat = heartbeat_s

@@ -60,9 +60,9 @@ def _ports_are_numbers(url: str) -> bool:
 
 
 def _unreadable_url_error(scheme: str, odd: Sequence[str] = ()) -> DeclarationError:
-    """Return the error for a URL that cannot be read. Its text contains no part of the URL, which may hold a password.
+    """Return the error for a URL that cannot be read. Its text shows no value from the URL, since that may be a password.
 
-    odd: names of options of the URL that cannot be read; the text contains these.
+    odd: the names of the URL's options that cannot be read; the text contains these names.
     """
     if odd:
         return DeclarationError(f"transport: in its URL {', '.join(f'{one}=' for one in odd)} cannot be read: leave it out, or mend it")

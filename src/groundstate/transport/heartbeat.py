@@ -28,7 +28,7 @@ class Heartbeat:
 
     def __init__(self, dice: Dice) -> None:
         self.has_probe_returned = False  # whether any probe of this process has come back
-        self.sending_since: float | None = None  # since when the server has not accepted a message, in seconds; None if none waits
+        self.sending_since: float | None = None  # since when a message waits for the server to accept it, in seconds; None if none waits
         self._own = PROBE + dice.randbytes(6).hex().encode()
         self._dice = dice
         self._share = 1.0

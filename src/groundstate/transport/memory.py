@@ -43,7 +43,7 @@ class MemoryTransport:
                 hear(hint)
 
     @property
-    def up(self) -> bool:
+    def is_usable(self) -> bool:
         """Return whether this process has opened the transport, and not closed it. False in a forked child."""
         return self._heard is not None and self._pid == os.getpid()
 

@@ -33,8 +33,8 @@ class Transport(Protocol):
     """A Transport carries hints to every process that is subscribed when they are sent. It may lose, repeat or reorder hints.
 
     It works in its own threads and, while it is open, reconnects by itself, with backoff and jitter. It must not use a server that stores
-    hints: before it subscribes, it checks whether the server does, for each new connection. If nobody can tell, it subscribes only if the
-    caller of `open` trusts the server.
+    hints, so for each new connection it checks the server before it subscribes. If nobody can tell whether the server stores hints, the
+    Transport subscribes only if the caller of `open` trusts the server.
     """
 
     name: str  # kind of the transport: "memory", "postgresql", "nats", "redis" or "amqp"
@@ -59,7 +59,7 @@ class Transport(Protocol):
         """Pass a hint to the sending thread, and return at once; never raise. The hint is lost if the transport is slow or not `up`."""
 
     @property
-    def up(self) -> bool:
+    def is_usable(self) -> bool:
         """Return whether hints can be sent and received now, as far as this process knows."""
         ...
 
@@ -74,6 +74,7 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """End the threads and connections, also those that wait for the server. A second call does nothing, and nor does a call in a
-        forked child.
+        """End the threads and connections, also those that wait for the server.
+
+        A second call does nothing. A call in a forked child does nothing either.
         """

@@ -86,7 +86,8 @@ class _Connection:
     def __init__(self, connect: Connect, channel: str) -> None:
         self._channel = channel
         self.connection: psycopg.Connection[Any] = connect()
-        self._socket = socket.socket(fileno=os.dup(self.connection.fileno()))  # for `abort`, which may shut it down while libpq waits
+        # `abort` needs a socket object, with which it can shut down the connection while libpq waits.
+        self._socket = socket.socket(fileno=os.dup(self.connection.fileno()))
         abandon_in_child(self)
 
     def _set_keepalive(self) -> None:
@@ -107,7 +108,7 @@ class _Connection:
         self.connection.close()
         self._socket.close()
 
-    def abandon(self) -> None:
+    def abandon_after_fork(self) -> None:
         """Close the inherited connection in a forked child, but let the parent's session go on."""
         self._socket.close()
         if not self.connection.closed:

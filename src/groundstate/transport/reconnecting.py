@@ -25,7 +25,7 @@ OPENS_WITHIN_S = 6.0  # longest time, in seconds, that `open` waits for the subs
 FIRST_S, LONGEST_S = 0.05, 5.0  # first and longest wait between two attempts to connect, in seconds; each attempt doubles the wait
 WAITS_S = 0.2  # seconds that a thread waits for messages before it checks whether it must end
 GOODBYE_S = 1.0  # seconds that closing a connection may take before its socket is shut down
-CLOSES_WITHIN_S = 1.5  # seconds that `close` waits for the threads, before it aborts their connections and once more after that
+CLOSES_WITHIN_S = 1.5  # seconds that `close` waits for its threads; if one still runs, `close` aborts its connection and waits again
 UNSENT_MOST = 1_000  # number of hints that may wait to be sent, beyond which the oldest are lost
 
 
@@ -126,19 +126,20 @@ class ReconnectingTransport:
 
     def send(self, hint: bytes) -> None:
         """Queue the hint for the sending thread, or drop it while the transport is not `up`."""
-        if self.up:
+        if self.is_usable:
             self._unsent.append(hint)
             self._something.set()
 
     @property
-    def up(self) -> bool:
+    def is_usable(self) -> bool:
         """Return whether both connections are open, and a probe that the sending connection sent has come back on the receiving one."""
         beat = self._heartbeat
         return self._listens == self._speaks != 0 and beat is not None and beat.has_probe_returned and self._pid == os.getpid()
 
     def findings(self) -> list[Finding]:
-        """Return one Finding for each reason why the server stores hints, or may store them, which it must not. Raises TransportDownError
-        if the server cannot be reached.
+        """Return one Finding for each reason why the server stores hints, or may store hints.
+
+        Raises TransportDownError if the server cannot be reached.
         """
         try:
             return self._driver.findings(self._subject or "groundstate")
@@ -226,7 +227,7 @@ class ReconnectingTransport:
                 beat = self._heartbeat
                 if beat is not None:
                     beat.raise_if_server_silent(began)
-                if self.up:
+                if self.is_usable:
                     self._settled.set()
                     self._log_restored()
         except Exception:
@@ -301,9 +302,10 @@ class ReconnectingTransport:
             log.info("hints are sent and received over %s again", self.name, extra={"event": "transport_up", "transport": self.name})
 
     def _is_new_trouble(self, words: str) -> bool:
-        """Return whether a message must be logged, and remember it as logged.
+        """Return whether a message must be logged, and remember the message if so.
 
-        It must not if the last one logged, since the transport last worked, has the same text before its first colon.
+        A message is not logged if the last logged message had the same text before its first colon, and the transport has not worked since.
+        No message is logged after `close` was called.
         """
         what = words.partition(":")[0]
         is_news = what != self._said and not self._ended.is_set()
@@ -325,7 +327,7 @@ def abort_if_slower_than(seconds: float, abort: Callable[[], None]) -> Iterator[
 
 
 def _ignore_hint(_hint: bytes) -> None:
-    """Do nothing with a hint. It is the callback for hints until `open` is given another."""
+    """Do nothing with a hint. It is the callback for hints until `open` is given another callback."""
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,10 @@ with suppress(ImportError):  # without redis-py, from_url.py raises an error tha
 
 
 def _client_options() -> Mapping[str, Any]:
-    """Return the options for redis-py. It must not reconnect by itself, since reconnecting.py checks the server for each new connection."""
+    """Return the options for redis-py.
+
+    With these options redis-py does not reconnect by itself, since reconnecting.py must check the server for each new connection.
+    """
     return {
         "socket_connect_timeout": 2,
         "socket_timeout": 5,
@@ -51,7 +54,7 @@ class _Driver:
         self._url = url
         with closing(self._make_client()) as client:
             try:
-                client.connection_pool.make_connection()  # it does not connect, but raises if an option in the URL is invalid
+                client.connection_pool.make_connection()  # raises if an option in the URL is invalid, and does not connect
             except RedisError:
                 raise ValueError from None
 

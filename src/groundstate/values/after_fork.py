@@ -16,7 +16,7 @@ from groundstate.values.errors import StoppedError
 class InheritedByFork(Protocol):
     """An object with a lock or a connection that a forked child inherits and must not use."""
 
-    def abandon(self) -> None:
+    def abandon_after_fork(self) -> None:
         """Close the inherited lock or connection without unlocking it and without a message to the server.
 
         This is called in the child, right after the fork.
@@ -27,7 +27,7 @@ _registered: weakref.WeakSet[InheritedByFork] = weakref.WeakSet()
 
 
 def abandon_in_child(thing: InheritedByFork) -> None:
-    """Call `thing.abandon()` in each child that is forked from now on, as long as `thing` exists."""
+    """Call `thing.abandon_after_fork()` in each child that is forked from now on, as long as `thing` exists."""
     _registered.add(thing)
 
 
@@ -39,7 +39,7 @@ def redirect_to_devnull(descriptor: int) -> None:
 
 
 def refuse_use_in_child(pid: int) -> None:
-    """Raise StoppedError if this process is not the one with the id `pid`, in which the object that is being used was created."""
+    """Raise StoppedError unless `pid`, the id of the process that created the object that is being used, is the id of this process."""
     if pid != os.getpid():
         message = (
             f"this store belongs to process {pid}, and process {os.getpid()} was forked from it: start the app in the child, after the fork"
@@ -50,7 +50,7 @@ def refuse_use_in_child(pid: int) -> None:
 
 def _abandon_all_in_child() -> None:
     for thing in list(_registered):
-        thing.abandon()
+        thing.abandon_after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -37,7 +37,7 @@ class NotDone(Exception):
 
     Args:
         why: the reason.
-        retry_after: the shortest wait before the next try. If the `Retry` of the call says a longer wait, that one is used.
+        retry_after: the shortest wait before the next try. If the `Retry` of the call gives a longer wait, the longer wait is used.
     """
 
     def __init__(self, why: str = "", *, retry_after: timedelta | None = None) -> None:

@@ -31,15 +31,16 @@ _PSYCOPG_OURS = frozenset({"autocommit", "row_factory", "cursor_factory"})
 
 
 def move_hosts_to_query(url: str) -> str:
-    """Return a URL that names several hosts as libpq writes them, postgresql://one:5432,two:5432/name, in the form that SQLAlchemy parses:
-    ?host=one,two&port=5432,5432. Any other URL is returned unchanged.
+    """Return a URL that names several hosts in the form that SQLAlchemy parses: ?host=one,two&port=5432,5432.
+
+    libpq writes several hosts as postgresql://one:5432,two:5432/name. Any other URL is returned unchanged.
     """
     several = _SEVERAL_HOSTS.fullmatch(url)
     if several is None:
         return url
     places = [_HOST.fullmatch(place) for place in several["hosts"].split(",")]
     if None in places:
-        return url  # SQLAlchemy will refuse it
+        return url  # SQLAlchemy will refuse this URL
     hosts = ",".join((place["in_brackets"] or place["plain"] or "") for place in places if place)
     ports = ",".join(place["port"] or "5432" for place in places if place)
     more = f"&{several['query']}" if several["query"] else ""
@@ -86,7 +87,7 @@ def translate_psycopg2_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def filter_psycopg_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return psycopg's connection arguments without those that change what queries return: groundstate sets these itself."""
+    """Return psycopg's connection arguments without the arguments that change what queries return, which groundstate sets itself."""
     return {name: value for name, value in given.items() if name not in _PSYCOPG_OURS}
 
 

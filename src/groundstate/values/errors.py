@@ -1,7 +1,7 @@
 """Every error that a user can get. The message of an error names the cure.
 
 GroundstateError
-├── DeclarationError           a reaction, call or store is declared so that it would lose or double something
+├── DeclarationError           a reaction, call or store is declared so that an effect would be lost or repeated
 ├── StoreRefusedError          the database cannot keep groundstate's promises (locks do not exclude, commits are not durable, ...)
 │   └── LifeTakenError         another session has the lock of this worker incarnation
 ├── TransportRefusedError      the transport of hints persists them, or does not show whether it does
@@ -62,7 +62,7 @@ class NotFoundError(GroundstateError):
 
 
 class StateRefusedError(GroundstateError):
-    """A write would break a promise; it is refused before it reaches the database."""
+    """A write would break one of groundstate's promises; the write is refused before it reaches the database."""
 
 
 class StoppedError(GroundstateError):

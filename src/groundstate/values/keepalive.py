@@ -1,6 +1,7 @@
 """Settings with which both ends of a PostgreSQL connection notice within about ten seconds that the other end is gone.
 
-CLIENT has arguments for libpq, with which the client notices. SERVER has settings of the session, with which the server notices.
+CLIENT holds arguments for libpq, with which the client notices that the server is gone. SERVER holds settings of the session, with which
+the server notices that the client is gone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ CLIENT: Mapping[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10000,
 }
-# Each is set by a statement of its own, since the operating system may not support it. statement_timeout is set first, since the value
-# that the database role has may be too short for the other statements.
+# Each setting is set by a statement of its own, since the operating system may not support the setting. statement_timeout is set first,
+# since the database role may have a statement_timeout that is too short for the other statements.
 SERVER: Mapping[str, str] = {
     "statement_timeout": "10000",
     "tcp_keepalives_idle": "5",

@@ -37,7 +37,7 @@ class NoValue:
 
     raw: object  # the stored content as the driver returns it
     why: str
-    loaded: object = None  # the value that the column's type reads from it; None if it cannot read it
+    loaded: object = None  # the value that the column's type reads from `raw`; None if the type cannot read `raw`
 
     def __str__(self) -> str:
         return str(self.raw)
@@ -96,7 +96,7 @@ def canonical_text(value: object) -> str:
     raise GroundstateError(f"{type(value).__name__} cannot be part of a key: use a column of text, integer, UUID, date, time or decimal")
 
 
-_NUL = "\\x00"  # written for a NUL character, at which SQLite would cut off a text that it reads from JSON
+_NUL = "\\x00"  # written in place of a NUL character, at which SQLite would cut off a text that it reads from JSON
 
 
 def datetime_text(value: datetime) -> str:
@@ -132,13 +132,14 @@ def record_text(values: Sequence[object]) -> str:
 
 
 _NULL, _EMPTY = ":null:", ":empty:"  # texts of NULL and '' in an occurrence; for times and numbers the text of NULL is ''
-LIKE_EMPTY = "^:+(null|empty):+$"  # texts like these two; a value with such a text gets one more colon at each end
+LIKE_EMPTY = "^:+(null|empty):+$"  # matches _NULL, _EMPTY and similar texts; a value with such a text gets one more colon at each end
 _LIKE_THEM = re.compile(LIKE_EMPTY.strip("^$"))
 
 
 def escape_nul(words: str) -> str:
-    """Return the text with each NUL character written as `_NUL`. A text without NUL is returned as it is, even if it is of a subclass of
-    `str`, whose own methods may raise.
+    """Return the text with each NUL character written as `_NUL`.
+
+    Without a NUL, `replace` is not called, since the text may be of a subclass of `str` whose methods raise.
     """
     return words.replace("\x00", _NUL) if "\x00" in words else words
 
@@ -169,11 +170,12 @@ def _json_array_text(parts: Sequence[str]) -> str:
 
 
 def belongs_to_occurrence(written: str, occurrence: str, columns: int) -> bool:
-    """Whether an attempt whose stored occurrence is the text `written` belongs to the occurrence with the text `occurrence`, made of
-    `columns` columns.
+    """Return whether an attempt whose row has the occurrence text `written` belongs to the occurrence with the text `occurrence`.
 
     Older releases wrote '' both for NULL and for an empty text, so an attempt with '' from an older release can belong to either
     occurrence.
+
+    columns: the number of the occurrence's columns.
     """
     return written == occurrence or (":" in occurrence and written == _occurrence_text_of_older_release(occurrence, columns))
 
@@ -213,7 +215,7 @@ def _parse_datetime(written: str) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
 
 
-def tick_text(written: str) -> str:
+def canonical_tick(written: str) -> str:
     """Return the canonical text of a point in time that a person typed. A text that is no point in time is returned unchanged."""
     try:
         return datetime_text(_parse_datetime(written))
@@ -293,8 +295,9 @@ _SEPARATOR = "\x1f"  # stands between the app's first name and the reaction's na
 
 
 def key_name_with_app(app: str, key_name: str) -> str:
-    """Return the new key name (of which idempotency keys are made) for a reaction whose app, now named `app`, is being renamed: it contains
-    `app` as well, so that the keys stay the same.
+    """Return the new key name for a reaction whose app is being renamed. Idempotency keys are made of key names.
+
+    The new key name contains `app`, the app's name before the rename, so that the idempotency keys stay the same.
     """
     return key_name if _SEPARATOR in key_name else f"{app}{_SEPARATOR}{key_name}"
 

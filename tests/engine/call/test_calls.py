@@ -34,7 +34,7 @@ def test_one_turn_never_begins_two_calls_for_one_record(world: World) -> None:
 
     world.orders(20)
     life = world.worker(wait_for_go=True)
-    life.worker.hear(_touched(range(1, 21)))  # fresh, and in the backlog of the first sweep as well
+    life.worker.note_commit(_touched(range(1, 21)))  # fresh, and in the backlog of the first sweep as well
     life.worker.begin_work()
     life.quiet()
     assert sorted(record for record, _ in gateway.ledger) == sorted([*range(1, 21), *range(1, 21)])
@@ -50,8 +50,8 @@ def _told(gateway: Gateway) -> Any:
     return tell
 
 
-def _touched(numbers: range) -> commit_hooks.Touched:
-    touched = commit_hooks.Touched()
+def _touched(numbers: range) -> commit_hooks.TouchedRecords:
+    touched = commit_hooks.TouchedRecords()
     touched.add(Order, [(number,) for number in numbers], None)
     return touched
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import threading
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ import pytest
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import Absent, ExternalService, IdempotencyKey, InDoubt, NotDone, Rate, Retry, Unknown
-from groundstate.engine.call import call_turn, conclude, semaphore
+from groundstate.engine.call import semaphore
 from groundstate.rules import circuit_breaker
 from tests.engine.kit import CALL_LIMIT, QUICK, World, ms, until
 from tests.patience import LOOKS_S
@@ -236,7 +235,7 @@ def test_a_worker_that_needs_its_slots_no_more_gives_them_to_another(shop: World
     assert len(provider.requests) == 2, "a third call beside two"
     provider.gate.set()
     all_delivered(shop, 3)
-    until(lambda: not one.worker._call_turns.limits._slots._held and not two.worker._call_turns.limits._slots._held)
+    until(lambda: not one.worker.components.call_turns.limits._slots._held and not two.worker.components.call_turns.limits._slots._held)
 
 
 @pytest.mark.parametrize("for_good", [True, False], ids=["another_life", "the_same_life_where_it_can"])
@@ -254,64 +253,6 @@ def test_a_life_that_lost_its_lock_has_lost_its_slots_and_counts_what_still_flie
     provider.gate.set()
     all_delivered(shop, 5)
     assert provider.at_once() == 2
-
-
-def _open_attempts(world: World) -> Callable[[], int]:
-    """Return a function that tells how many attempts were open at once, at most. A trigger counts them at each begin."""
-    world.run("create table seen (n integer not null)")
-    counts = "insert into seen select count(*) from groundstate_attempt"
-    if world.postgres:
-        world.run(f"create function see() returns trigger language plpgsql as $$ begin {counts}; return null; end $$")
-        world.run("create trigger seen_attempts after insert on groundstate_attempt for each statement execute function see()")
-    else:
-        world.run(f"create trigger seen_attempts after insert on groundstate_attempt for each row begin {counts}; end")
-
-    def most() -> int:
-        with world.engine.connect() as connection:
-            return int(connection.exec_driver_sql("select max(n) from seen").scalar_one())
-
-    return most
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_short_calls_that_wait_for_slots_are_begun_before_the_ended_ones_are_concluded(
-    shop: World, monkeypatch: pytest.MonkeyPatch, first: bool
-) -> None:
-    monkeypatch.setattr(call_turn, "FEWEST_TURNS", 0 if first else math.inf)  # how long a turn takes is a matter of the machine
-    monkeypatch.setattr(call_turn, "MOST_TURNS", math.inf)
-    provider = Provider(takes_s=0.01)
-    delivering(shop, ExternalService("endpoint", limit=2), provider)
-    deliveries(shop, 20)
-    most_open = _open_attempts(shop.there())
-    shop.worker()
-    all_delivered(shop, 20)
-    assert provider.at_once() <= 2
-    assert sorted(request.record for request in provider.requests) == list(range(1, 21))
-    assert (most_open() > 2) == first
-
-
-def test_while_outcomes_cannot_be_written_no_calls_are_begun_before_them(shop: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_turn, "FEWEST_TURNS", 0)
-    monkeypatch.setattr(call_turn, "MOST_TURNS", math.inf)
-    provider = Provider()
-    delivering(shop, ExternalService("endpoint", limit=2), provider)
-    deliveries(shop, 30)
-    most_open = _open_attempts(shop.there())
-    tries: list[int] = []
-    real = conclude.conclude_results
-
-    def fails(*given: Any, **options: Any) -> Any:
-        tries.append(1)
-        if 3 < len(tries) < 20:
-            raise OSError("the disk is full")
-        return real(*given, **options)
-
-    monkeypatch.setattr(conclude, "conclude_results", fails)
-    shop.worker()
-    all_delivered(shop, 30)
-    assert len(tries) >= 20
-    assert most_open() <= 4
-    assert sorted(request.record for request in provider.requests) == list(range(1, 31))
 
 
 def test_an_outside_without_a_limit_takes_no_slots(shop: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,25 +346,25 @@ def test_a_worker_sleeps_until_the_next_token_is_free(shop: World) -> None:
     deliveries(shop, 3)
     life = shop.worker()
     all_delivered(shop, 1)
-    turns = vars(life.worker)
+    turns = vars(life.worker.loop.iteration)
     count = 0
-    real = life.worker._run_iteration
+    real = life.worker.loop.iteration.run_iteration
 
     def counted() -> None:
         nonlocal count
         count += 1
         real()
 
-    turns["_run_iteration"] = counted
-    life.worker._sweeps.next_look = float("inf")
+    turns["run_iteration"] = counted
+    life.worker.components.sweeps.next_look = float("inf")
     life.sweep_no_more()  # nothing but the rate could wake it, and each second a look whether its lock is still its own
     before, started = count, time.monotonic()
     until(lambda: time.monotonic() - started > 0.3)
     assert count - before < 10 + 2 * (time.monotonic() - started)
     assert not life.worker.wait_until_idle(0.3), "rows that wait for a token are still to be carried out"
     shop.forward(2 * 3600)
-    life.worker._call_turns.limits._free_at.clear()
-    life.worker._wake.set()
+    life.worker.components.call_turns.limits._free_at.clear()
+    life.worker.components.signals.wake.set()
     all_delivered(shop, 2)
 
 

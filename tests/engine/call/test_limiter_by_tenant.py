@@ -218,7 +218,7 @@ def test_a_service_that_is_back_is_probed_in_time_and_gets_twice_as_many_calls_e
     life = worker(world)
     written_by_another_program(world, 60, 1)
     life.sweep()
-    until(lambda: life.pauses and not life.worker._call_turns._flying)
+    until(lambda: life.pauses and not life.worker.components.call_turns._flying)
 
     def after(seconds: float, calls: int) -> None:
         """So many more calls have gone out once so much time has passed, and none before."""
@@ -233,7 +233,7 @@ def test_a_service_that_is_back_is_probed_in_time_and_gets_twice_as_many_calls_e
 
     for seconds in (1, 2, 4, 8, 15):  # each probe fails
         after(seconds, 1)
-        until(lambda: not life.worker._call_turns._flying)
+        until(lambda: not life.worker.components.call_turns._flying)
     endpoint.dead = False
     after(15, 1 + 2)
     after(1, 2)

@@ -63,7 +63,7 @@ def test_a_row_that_older_code_left_as_a_baseline_under_an_empty_round_is_left_a
     gateway = charging(world, InDoubt.hold(), occurrence=[Order.note])
     world.orders(1, note=note)
     with acting(world) as person:
-        left = begun_kind.baseline_as_json([person.queries["paid"].clauses_text], ["note"])
+        left = begun_kind.baseline_as_json([person.queries["paid"].texts.clauses_text], ["note"])
     stored(world, occurrence="", unsure=False, why="baseline", begun_with=left, blocks=None)
     world.settled()
     assert gateway.calls == []

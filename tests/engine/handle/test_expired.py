@@ -16,13 +16,12 @@ from groundstate import Absent, ExternalService, IdempotencyKey, InDoubt, Reacti
 from groundstate.engine.operate import actions
 from groundstate.engine.operate.action import Person
 from groundstate.engine.sql.condition_query import ConditionQuery
-from groundstate.engine.watch import worker_state
 from groundstate.rules.attempt import EXPIRED_HANDLER_FAILED
 from groundstate.rules.poison_suspects import worker_ends_in_why
 from groundstate.store import connect
 from groundstate.values import keys
 from tests.engine.charging import ASK
-from tests.engine.kit import CALL_LIMIT, HANG_S, QUICK, Gateway, Life, World, ms, until
+from tests.engine.kit import CALL_LIMIT, QUICK, Gateway, Life, World, ms, until
 
 HOUR = timedelta(hours=1)
 SLOW = Retry(times=10, first=timedelta(hours=3), longest=timedelta(hours=9))
@@ -150,10 +149,8 @@ def test_what_is_too_late_is_answered_by_expired_and_not_called(timed: World, ca
     assert timed.attempts() == []
 
 
-def test_a_thousand_that_are_too_late_go_in_batches_and_nothing_of_ours_is_written(
-    timed: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_state.WorkerState, "target_hold_s", HANG_S)  # a busy machine ends no batch in its middle
+@pytest.mark.usefixtures("whole_batches")
+def test_a_thousand_that_are_too_late_go_in_batches_and_nothing_of_ours_is_written(timed: World, caplog: pytest.LogCaptureFixture) -> None:
     gateway = charged(timed, ASK)
     timed.add(*[Bill(id=number, due_at=now() - timedelta(days=3)) for number in range(1, 1001)])
     life = timed.worker(start=False)
@@ -181,8 +178,8 @@ def test_just_before_the_bound_it_is_called_and_at_the_bound_it_is_not(timed: Wo
         assert question.query_for_expired is not None
         with timed.session() as session:
             for part, expected in ((question, ready), (question.query_for_expired, late)):
-                found = session.execute(part.select_cursors_after(None, 9, crowded=False)).all()
-                assert [part.key_in_cursor(tuple(row))[0] for row in found] == expected
+                found = session.execute(part.selects.select_cursors_after(None, 9, crowded=False)).all()
+                assert [part.cursors.key_in_cursor(tuple(row))[0] for row in found] == expected
         assert spec.due is not None
         assert spec.due.is_expired(at, moment) is bool(late)
 
@@ -196,7 +193,7 @@ def test_a_worker_that_sleeps_wakes_for_what_becomes_too_late(timed: World) -> N
     until(lambda: timed.states() == ["failed"])
     timed.forward((due_at + HOUR - ms(700) - now()).total_seconds())
     life.sweep()
-    life.worker._sweeps.next = float("inf")  # no sweep helps
+    life.worker.components.sweeps.next = float("inf")  # no sweep helps
     until(lambda: bill(timed).status == "expired")
     assert gateway.called(1) == 1
     until(lambda: timed.attempts() == [])
@@ -472,7 +469,7 @@ def test_hazard_46_what_is_too_late_while_suspect_is_a_doubt_first(timed: World,
     life = timed.worker(after_restore=True)
     spec = timed.app.reactions["charged"]
     if step == "done":  # in the lost time, under the key of then
-        text = ConditionQuery(spec, life.database).occurrence_text(Bill(id=1, due_at=PAST))
+        text = ConditionQuery(spec, life.database).occurrences.occurrence_text(Bill(id=1, due_at=PAST))
         gateway.ledger.append((1, keys.call_key("shop", "charged", "1", text)))
     timed.add(Bill(id=1, due_at=PAST))
     if step == "not done":  # else it is found at once

@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import ExternalService, Failure, InDoubt, Retry
 from groundstate.engine.handle import failed_records
-from groundstate.engine.watch import worker_state
+from groundstate.engine.watch import batch_locks
 from tests.engine.clocks import Turned
 from tests.engine.kit import CALL_LIMIT, World, ms
 
@@ -96,7 +96,7 @@ class Billing:
         # One handler with a savepoint of its own takes a quarter of what a transaction may take.
         self.world.clock = self._clock = Turned()
         for name in ("HOLD_S", "HOLD_EMBEDDED_S", "HOLD_BESIDE_OTHERS_S"):
-            patch.setattr(worker_state, name, LONG_S)
+            patch.setattr(batch_locks, name, LONG_S)
         self.runs: Counter[int] = Counter()
         self.transactions: set[Any] = set()  # in which handlers ran
         self.with_bad: set[Any] = set()  # and those of some that fail

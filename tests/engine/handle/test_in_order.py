@@ -17,7 +17,6 @@ from groundstate.engine.handle import in_order as line_module
 from groundstate.engine.operate.pending import build_pending_report
 from groundstate.engine.operate.why import explain_record
 from groundstate.engine.sql import lock_ids
-from groundstate.engine.watch import worker_state
 from groundstate.store import connect
 from tests.engine.kit import CALL_LIMIT, HANG_S, QUICK, World, ms, until
 from tests.testing.planting import Change, planted
@@ -312,7 +311,7 @@ def test_rows_that_are_heard_of_in_another_order_wait_for_their_turn_and_would_n
     assert in_order()
     chats.run("delete from messages")
     chats.app.reactions.clear()
-    with planted(Change(line_module, "places_of_records_that_may_go", "if not asked.must_keep_order:", "if True:")):
+    with planted(Change(line_module, "find_places_of_records_in_turn", "if not asked.must_keep_order:", "if True:")):
         assert not in_order()
 
 
@@ -334,7 +333,7 @@ def test_two_workers_that_ask_at_one_moment_would_both_begin_without_a_lock(
 
     monkeypatch.setattr(line_module, "try_transaction_locks", both_ask)
     one, two = world.worker(wait_for_go=True), world.worker(wait_for_go=True)
-    two.worker.queues[0].fresh[(2,)] = None
+    two.worker.queues[0].rows.add_fresh_keys([(2,)])
     one.worker.begin_work()
     until(lambda: meet.n_waiting == 1)
     two.worker.begin_work()
@@ -384,10 +383,8 @@ def test_a_reaction_without_a_call_waits_for_a_head_whose_handler_raises(chats: 
     assert [key for key in done if key < 4] == [1, 2, 3]
 
 
-def test_many_of_a_line_are_carried_out_in_one_transaction_as_long_as_nobody_touches_the_next(
-    chats: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_state.WorkerState, "target_hold_s", HANG_S)  # a busy machine ends no batch in its middle
+@pytest.mark.usefixtures("whole_batches")
+def test_many_of_a_line_are_carried_out_in_one_transaction_as_long_as_nobody_touches_the_next(chats: World) -> None:
     done: list[int] = []
     broken = [30]
 

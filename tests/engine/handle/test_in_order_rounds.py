@@ -201,15 +201,15 @@ def test_sql_tells_an_attempt_of_the_present_round_as_python_does(lines: World) 
     lines.add(*[Step(id=number, name=null() if text is None else text) for number, text in enumerate(TEXTS)])
     database = connect.open_store(connect.resolve_settings(lines.url))[0]
     question = ConditionQuery(lines.app.reactions["told"], database)
-    is_of_this_round: ColumnElement[bool] | None = question.is_attempt_of_this_occurrence
+    is_of_this_round: ColumnElement[bool] | None = question.attempts.is_attempt_of_this_occurrence
     assert is_of_this_round is not None
     with database.reading() as connection:
-        for written in ["", *[question.occurrence_text_of_values([text]) for text in TEXTS]]:
+        for written in ["", *[question.occurrences.occurrence_text_of_values([text]) for text in TEXTS]]:
             asked = replacement_traverse(is_of_this_round, {}, partial(_in_its_place, literal(written)))
             by_sql = set(connection.execute(select(Step.id).where(asked)).scalars())
             assert by_sql == {
                 number
                 for number, text in enumerate(TEXTS)
-                if question.is_same_occurrence(written, question.occurrence_text_of_values([text]))
+                if question.occurrences.means_occurrence(written, question.occurrences.occurrence_text_of_values([text]))
             }
     database.close()

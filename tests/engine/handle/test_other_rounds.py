@@ -59,8 +59,8 @@ def test_it_does_so_in_a_pass_that_leaves_rows_with_attempts_out_by_sql(world: W
     gateway, life = moved_while_in_the_air(world)
     question = ConditionQuery(world.app.reactions["paid"], life.database)
     with life.database.reading() as connection:
-        assert connection.execute(question.select_cursors_after(None, 5, crowded=True)).all() == []
-        assert len(connection.execute(question.select_cursors_after(None, 5, crowded=False)).all()) == 1
+        assert connection.execute(question.selects.select_cursors_after(None, 5, crowded=True)).all() == []
+        assert len(connection.execute(question.selects.select_cursors_after(None, 5, crowded=False)).all()) == 1
     assert gateway.called(1) == 1
 
 

@@ -98,7 +98,7 @@ def two_unclean_ends(world: World) -> None:
         life = world.worker(start=False)
         life.worker.incarnation.id = one
         life.worker.incarnation.database.connect()
-        life.worker.incarnation.begin()
+        life.worker.incarnation.take_lock_and_insert_row()
         life.kill()
     world.worker().stop()
 
@@ -113,11 +113,11 @@ class Left:
         two_unclean_ends(world)
         self.incarnation = world.worker()
         self.incarnation.quiet()
-        with self.incarnation.worker.incarnation.transaction() as tx:
+        with self.incarnation.worker.incarnation.open_transaction() as tx:
             dice = tx.database.dice
             made = attempts.new_attempt(("shop", "packed", "1", ""), self.incarnation.worker.incarnation.id, tx.now, "orders", dice=dice)
             made = poison_guard.begun_attempt(self.incarnation.worker.incarnation, made, attempts.new_call_number(dice), tx.now, together=1)
-            attempts.insert(tx, [replace(made, why=why_for_ended_workers([101, 102]))])
+            attempts.insert_attempts(tx, [replace(made, why=why_for_ended_workers([101, 102]))])
         self.incarnation.kill()
 
     @property
@@ -179,10 +179,10 @@ def test_a_suspected_call_that_hangs_is_not_looked_at_while_its_thread_runs(worl
     two_unclean_ends(world)
     life = world.worker()
     life.quiet()
-    with life.worker.incarnation.transaction() as tx:
+    with life.worker.incarnation.open_transaction() as tx:
         failed = attempts.new_attempt(("shop", "paid", "1", ""), life.worker.incarnation.id, tx.now, "orders", dice=tx.database.dice)
         failed = replace(failed, state=State.FAILED, failures=1, next_at=tx.now, why=why_for_ended_workers([101, 102]))
-        attempts.insert(tx, [failed])
+        attempts.insert_attempts(tx, [failed])
         tx.connection.execute(update(Order).values(status="placed"))
     life.sweep()
     until(lambda: world.states() == ["doubt"] and gateway.waiting == 1)
@@ -203,7 +203,7 @@ def test_its_line_counts_the_ends_of_the_last_minutes_alone(
     now = datetime.now(UTC)
     ends = {1: now - 3 * STRETCH, 2: now - 2 * STRETCH, 3: now - STRETCH / 2, 4: now}
     monkeypatch.setattr(adopt, "_read_unclean_ends", lambda _life: {world.app.name: ends})
-    seen = IdleProbe(now, life.clock.boot(), attempts=False, strangers=False, ended=True, old_rates=False, known="", workers=())
+    seen = IdleProbe(now, life.clock.uptime_s(), attempts=False, strangers=False, ended=True, old_rates=False, known="", workers=())
     adopt.update_careful_mode(life, seen)
     (line,) = [one for one in caplog.records if vars(one).get("event") == "careful_mode"]
     assert line.getMessage().startswith("2 workers ended uncleanly within 10 minutes")

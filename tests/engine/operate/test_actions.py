@@ -125,14 +125,14 @@ def change(world: World, **values: Any) -> None:
 
 def stored(world: World, **values: Any) -> None:
     """An attempt that stands, as it could have come about long ago."""
-    with acting(world) as person, person.incarnation.transaction() as tx:
+    with acting(world) as person, person.incarnation.open_transaction() as tx:
         spec = person.queries["paid"].spec
         base = Attempt(
             "shop", "paid", "1", "", State.HELD, worker=7, call=attempts.new_call_number(tx.database.dice), call_no=1, unsure=False,
             since=tx.now,
             first_at=tx.now, deadline=tx.now, blocks=spec.table_name, why="a test",
         )  # fmt: skip
-        attempts.insert(tx, [replace(base, **values)])
+        attempts.insert_attempts(tx, [replace(base, **values)])
 
 
 # ---- retry -----------------------------------------------------------------------------------------------------------------------
@@ -831,12 +831,12 @@ def test_forget_is_offered_where_it_is_not_refused_and_each_condition_is_asked_o
     world.set(3, round=2)
     asked: list[str] = []
     with acting(world) as person:
-        hear = partial(_keep, asked)
-        event.listen(Engine, "before_cursor_execute", hear)
+        note_commit = partial(_keep, asked)
+        event.listen(Engine, "before_cursor_execute", note_commit)
         try:
             page = listing.read_held_page(person.app, person.database, person.queries)
         finally:
-            event.remove(Engine, "before_cursor_execute", hear)
+            event.remove(Engine, "before_cursor_execute", note_commit)
         offered = [one.record for one in page.held if "forget" in one.can]
         assert offered == ["6", "2", "3", "5"]
         for one in page.held:
@@ -905,10 +905,10 @@ def test_trust_clears_suspicion_and_says_how_many_doubts_are_open(world: World) 
     stored(world, record="1", state=State.DOUBT, unsure=True, next_at=_now(world))
     stored(world, record="2", unsure=True)
     with acting(world) as person:
-        assert renaming.trust(person) == renaming.Trusted(("paid",), in_doubt=1, held=1)
-        assert renaming.trust(person) == renaming.Trusted((), in_doubt=1, held=1)
+        assert renaming.trust_reactions(person) == renaming.Trusted(("paid",), in_doubt=1, held=1)
+        assert renaming.trust_reactions(person) == renaming.Trusted((), in_doubt=1, held=1)
         with pytest.raises(NotFoundError, match="no reaction 'payed'"):
-            renaming.trust(person, "payed")
+            renaming.trust_reactions(person, "payed")
     assert suspects(world) == []
 
 
@@ -922,7 +922,7 @@ def test_one_reaction_is_trusted_and_the_others_stay_suspect(world: World) -> No
     world.orders(1)
     suspected(world)
     with acting(world) as person:
-        assert renaming.trust(person, "packed").reactions == ("packed",)
+        assert renaming.trust_reactions(person, "packed").reactions == ("packed",)
     assert suspects(world) == ["paid"]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from groundstate.engine.operate import fleet_status, pending, triggers, why
 from groundstate.engine.sql import commit_hooks
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch.hint_publisher import HintPublisher
 from groundstate.rules.hint_codec import Hint, decode_hint
@@ -177,9 +177,9 @@ def test_what_a_worker_of_another_app_in_this_process_wrote_is_told_to_workers_e
     sent = Sent()
     told = HintPublisher("mailer", sent, questions(two.mailer, database))  # which carries nothing out here
     for app in ("mailer", "shop"):
-        touched = Touched(ours=app)
+        touched = TouchedRecords(ours=app)
         touched.add(Order, [(1,)], None)
-        told.hear(touched)
+        told.note_commit(touched)
         told._send_collected()
     assert [(one.reactions, one.in_hand) for one in sent.hints] == [(("mailed",), False)]
     database.close()

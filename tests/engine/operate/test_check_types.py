@@ -14,7 +14,7 @@ from sqlalchemy import Double, Float, Integer, Numeric, String, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from groundstate import ExternalService, InDoubt, InOrder, UtcDateTime
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.operate.unanswered_states import find_unanswered_states
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
@@ -73,7 +73,7 @@ def looked_at(world: World) -> tuple[list[str], list[str | None]]:
     database = connect.open_store(connect.resolve_settings(world.url, None, None, "lossy"))[0]
     try:
         questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
-        kinds = [one.kind for one in check(database, questions, [Base.metadata])]
+        kinds = [one.kind for one in check_database(database, questions, [Base.metadata])]
         with database.reading() as connection:
             return kinds, [one.why for one in find_unanswered_states(connection, questions, [])]
     finally:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from groundstate.engine.call import limiter
 from groundstate.engine.operate import obstacles
 from groundstate.engine.rows import worker_report
 from groundstate.engine.sql import lock_waits
+from groundstate.engine.watch.work_queue import WorkQueue
 from groundstate.rules import circuit_breaker
 from tests.engine.call.test_limiter import Provider, Tenants, deliveries, delivering
 from tests.engine.charging import charging
@@ -167,28 +167,41 @@ def test_once_such_a_pause_is_over_a_record_is_carried_out_at_once(world: World,
     assert found.next == "carried out now, one record at a time, since its handler failed for 20 or more records in a row"
 
 
+def _lacks_for_ever(lane: WorkQueue) -> None:
+    lane.postponement.note_lack("a key of it leads nowhere")
+    lane.postponement.postpone_until(math.inf)
+
+
+def _met_five_errors(lane: WorkQueue) -> None:
+    for _ in range(5):
+        lane.postpone_after_error()
+
+
+def _is_slow(lane: WorkQueue) -> None:
+    lane.rows.move_query_aside()
+
+
 @pytest.mark.parametrize(
     ("of_the_lane", "words", "told"),
     [
-        ({"trouble": 5}, "waits, since it could not be carried out at all the last times", ": it could not be carried out at all"),
+        (_met_five_errors, "waits, since it could not be carried out at all the last times", ": it could not be carried out at all"),
         (
-            {"lacks": "a key of it leads nowhere", "not_before": math.inf},
+            _lacks_for_ever,
             "not carried out: a key of it leads nowhere",
             " is not carried out: a key of it leads nowhere",
         ),
-        ({"aside": True}, "carried out when it is found: its condition takes long to ask", ": its condition takes long"),
+        (_is_slow, "carried out when it is found: its condition takes long to ask", ": its condition takes long"),
     ],
 )
 def test_a_reaction_that_a_worker_cannot_carry_out_as_others_says_why(
-    world: World, of_the_lane: dict[str, Any], words: str, told: str
+    world: World, of_the_lane: Callable[[WorkQueue], None], words: str, told: str
 ) -> None:
     _packed(world)
     life = world.worker()
     life.quiet()
     (lane,) = life.worker.queues
-    lane.admitted = False  # so that nothing comes of it, and what is said stays
-    for name, value in of_the_lane.items():
-        setattr(lane, name, value)
+    lane.postponement.wait_for_acceptance()  # so that nothing comes of it, and what is said stays
+    of_the_lane(lane)
     until(lambda: said(world) != worker_report.NOTHING)
     world.orders(1)
     assert answer(world, 1).next.startswith(words)

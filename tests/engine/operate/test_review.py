@@ -114,7 +114,7 @@ def test_doubts_are_asked_one_after_the_other_as_slots_become_free_and_not_one_a
     first = world.worker(wait_for_go=True)
     life = first.worker.incarnation
     question = first.worker.queues[0].query
-    with life.transaction() as tx:
+    with life.open_transaction() as tx:
         begun = begin.begin_calls(life, tx, question, Feed(keys=[(n,) for n in range(1, 31)], limit=30), read_clocks(SYSTEM_CLOCK))
     assert len(begun.in_flights) == 30
     first.kill()
@@ -146,7 +146,7 @@ def test_calls_lost_while_the_lock_was_lost_as_well_are_seen_by_what_memory_coun
     life = world.worker()
     life.quiet()
     if life.worker.incarnation.witness is not None:
-        life.worker.incarnation.witness.erase(life.worker.incarnation.id)  # as where the file lies on the disk that was put back
+        life.worker.incarnation.witness.delete_count_of(life.worker.incarnation.id)  # as where the file lies on the disk that was put back
     world.run("update groundstate_worker set begins = 0")
     life.worker.incarnation.liveness.release()  # the server that was put back knows no session of ours
     world.set(1, status="placed", receipt=None)
@@ -240,11 +240,11 @@ def test_what_was_believed_absent_is_called_though_its_reaction_is_suspect(world
     life = world.worker(wait_for_go=True)
     world.run("update groundstate_reaction set suspect = true")
     inner, question = life.worker.incarnation, life.worker.queues[0].query
-    with inner.transaction() as tx:
+    with inner.open_transaction() as tx:
         begin.begin_calls(inner, tx, question, Feed(keys=[(1,)]), read_clocks(SYSTEM_CLOCK))
     world.force("update groundstate_attempt set state = 'failed', unsure = false, next_at = since")  # as a believed Absent leaves it
     inner.suspects = {"paid"}
-    with inner.transaction() as tx:
+    with inner.open_transaction() as tx:
         begun = begin.begin_calls(inner, tx, question, Feed(keys=[(1,)]), read_clocks(SYSTEM_CLOCK))
     assert len(begun.in_flights) == 1
     assert world.attempt().state is State.BEGUN
@@ -324,7 +324,7 @@ def test_an_outcome_whose_table_is_gone_waits_and_the_others_go_on(parcels: Worl
     until(lambda: other.waiting == 1)
     world.run("alter table parcels rename to elsewhere")
     other.gate.set()
-    until(lambda: bool(life.worker._call_turns._results))
+    until(lambda: bool(life.worker.components.call_turns._results))
     world.orders(3)
     until(lambda: world.count(Order.status == "paid") == 3)
     assert len(gateway.ledger) == 3
@@ -360,7 +360,7 @@ def test_two_may_wait_until_all_is_quiet_and_one_that_gave_up_does_not_forget_th
     said: list[bool] = []
     patient = threading.Thread(target=lambda: said.append(life.worker.wait_until_idle(HANG_S)))
     patient.start()
-    until(lambda: life.worker._quiet_wanted is not None)
+    until(lambda: life.worker.idle_wait.is_requested)
     assert not life.worker.wait_until_idle(0.1)
     gateway.gate.set()
     patient.join(HANG_S)

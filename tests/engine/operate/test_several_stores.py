@@ -20,7 +20,7 @@ from tools.servers.postgres import PostgresServer
 
 from groundstate import App, DeclarationError, NotInitialisedError, ReactionContext, StoppedError, Store, StoreRefusedError
 from groundstate.app import wait_for, worker_group
-from groundstate.engine.worker import Worker
+from groundstate.engine.worker.worker import Worker
 from groundstate.store.connect import resolve_settings
 from tests.patience import HANG, HANG_S, until
 

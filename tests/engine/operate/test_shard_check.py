@@ -33,7 +33,7 @@ from groundstate import (
 )
 from groundstate.app.declared import databases_of, reactions_of
 from groundstate.engine.operate import shard_check
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch.hint_publisher import subject_of_app
 from groundstate.engine.watch.shard_routing import names_by_url_text
@@ -176,12 +176,12 @@ def heard_by_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     heard: list[str] = []
     really = WorkQueue.note_commit
 
-    def hear(lane: WorkQueue, touched: Touched, **how: Any) -> bool:
+    def note_commit(lane: WorkQueue, touched: TouchedRecords, **how: Any) -> bool:
         heard.append(label_of_url(lane.query.database.settings.url))
         return really(lane, touched, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(WorkQueue, "note_commit", hear)
+        patched.setattr(WorkQueue, "note_commit", note_commit)
         yield heard
 
 
@@ -260,14 +260,14 @@ def test_what_is_told_to_other_processes_names_the_shard_and_its_workers_alone_l
         workers = app._running_workers()
         for hint in said:
             hears = [worker.incarnation.id for worker in workers if _hears(worker, hint)]
-            assert hears == [worker.incarnation.id for worker in workers if worker._part.name == hint.store]
+            assert hears == [worker.incarnation.id for worker in workers if worker.part.name == hint.store]
     finally:
         app.stop()
 
 
 def _hears(worker: Any, hint: Hint) -> bool:
     heard: list[Hint] = []
-    with mock.patch.object(worker._sharing, "receive_message", heard.append):
+    with mock.patch.object(worker.components.sharing, "receive_message", heard.append):
         worker.receive_remote_hint(hint)
     return bool(heard)
 
@@ -399,7 +399,7 @@ def test_check_finds_keys_that_two_shards_have(tmp_path: Path) -> None:
         database = connect.open_store(part.settings())[0]
         database.connect()
         shards[part.label] = (database, [ConditionQuery(spec, database) for spec in reactions_of(app, part)])
-    found = shard_check.check(shards)
+    found = shard_check.check_shards(shards)
     assert [(one.level, one.subject) for one in found] == [("problem", "notes"), ("advice", "tickets")]
     assert "shard-1 and shard-2 both have a record 5, and 1 more of a sample: read's calls for both go out under one key" in found[0].words
     assert "give the same numbers to their rows" in found[1].words

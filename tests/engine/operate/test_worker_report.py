@@ -143,13 +143,13 @@ def writes(life: Life) -> Iterator[list[str]]:
     """The statements by which it writes what it says."""
     heard: list[str] = []
 
-    def hear(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def note_commit(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if "SET says" in statement:
             heard.append(statement)
 
-    event.listen(life.database.engine, "before_cursor_execute", hear)
+    event.listen(life.database.engine, "before_cursor_execute", note_commit)
     yield heard
-    event.remove(life.database.engine, "before_cursor_execute", hear)
+    event.remove(life.database.engine, "before_cursor_execute", note_commit)
 
 
 def test_nothing_is_written_while_nothing_changes(world: World) -> None:
@@ -175,7 +175,7 @@ def test_however_much_changes_it_is_written_no_more_than_once_in_a_while(world: 
     gateway = charging(world, InDoubt.repeat(), retry=SLOW)
     life = world.worker()
     life.sweep()
-    life.worker._words._next = float("inf")  # the next look is far off
+    life.worker.components.report_publisher._next = float("inf")  # the next look is far off
     with writes(life) as heard:
         for number in range(1, 6):
             gateway.plan(number, "refuse")
@@ -184,16 +184,16 @@ def test_however_much_changes_it_is_written_no_more_than_once_in_a_while(world: 
         life.sweep()
         assert heard == []
         monkeypatch.setattr(publish_report, "EACH_S", HOUR_S)
-        life.worker._words._next = 0.0
+        life.worker.components.report_publisher._next = 0.0
         until(lambda: heard)
-        life.worker._call_turns.limits.paused.clear()
+        life.worker.components.call_turns.limits.paused.clear()
         life.sweep()
         assert len(heard) == 1
 
 
 def test_what_is_over_is_said_no_more(world: World) -> None:
     life, gateway = paused(world)
-    for one in life.worker._call_turns.limits._breakers.values():
+    for one in life.worker.components.call_turns.limits._breakers.values():
         one.until = 0.0  # the pause is over, and the next call a probe
     world.orders_from(6, 6)
     until(lambda: world.order(6).status == "paid")

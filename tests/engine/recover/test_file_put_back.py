@@ -15,7 +15,7 @@ import pytest
 from groundstate import InDoubt
 from groundstate.engine.rows.begin_count import StoreBegins
 from groundstate.engine.rows.incarnation import Incarnation
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from groundstate.values.errors import StoreRefusedError
 from tests.engine.charging import ASK, charging
 from tests.engine.kit import Gateway, Order, World, until
@@ -241,14 +241,14 @@ def test_a_file_that_is_replaced_or_removed_under_a_running_worker_is_told_and_n
             file.rename(shop.base / "old" / file.name)
     if not removed:
         shutil.copy(backup, shop.file)
-    life.worker._wake.set()
+    life.worker.components.signals.wake.set()
     until(lambda: "while it was open" in caplog.text)
     what = "was removed" if removed else "was replaced by another file"
     assert f"{shop.file} {what} while it was open" in caplog.text
     until(lambda: what in life.worker.reasons_of_waiting_reactions.get("paid", ""))
     if not removed:
         shop.world.add(Order(id=900))
-        life.worker.hear(Touched(whole={Order}))
+        life.worker.note_commit(TouchedRecords(whole={Order}))
         with pytest.raises(StoreRefusedError, match="replaced"), life.database.writing():
             raise AssertionError
         life.stop(0)
@@ -324,7 +324,7 @@ def test_a_template_that_is_begun_anew_is_another_store(shop: Shop) -> None:
 def _begin_anew(life: Any) -> None:
     ours: Incarnation = life.worker.incarnation
     assert ours.store_begins is not None
-    with ours.transaction() as tx:
+    with ours.open_transaction() as tx:
         ours.store_begins.reset_id_and_count(tx)
 
 

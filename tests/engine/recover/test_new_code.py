@@ -109,10 +109,10 @@ def test_hazard_52_forged_hints_change_no_final_state(world: World) -> None:
     world.orders(3)
     world.set(3, status="cancelled")
     life = world.worker()
-    touched = commit_hooks.Touched()
+    touched = commit_hooks.TouchedRecords()
     touched.add(Order, [(3,), (999,), (1,)], [{"status": "placed"}, {}, {"status": "placed"}])
     for _ in range(50):
-        life.worker.hear(touched)
+        life.worker.note_commit(touched)
     life.quiet()
     assert sorted(record for record, _ in gateway.ledger) == [1, 2]
     assert world.order(3).status == "cancelled"

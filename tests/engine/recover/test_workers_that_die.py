@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from groundstate import DeclarationError, ExternalService, InDoubt, StoppedError, StoreRefusedError
 from groundstate.engine.recover import adopt, startup
-from groundstate.engine.worker import StopResult
+from groundstate.engine.worker.shut_down import StopResult
 from groundstate.store import tables
 from tests.engine.charging import ASK, SAME_KEY, charging
 from tests.engine.kit import HANG_S, QUICK, Killed, Order, World, until
@@ -155,7 +155,7 @@ def test_a_worker_that_waits_for_a_slot_of_another_one_waits_for_it_no_longer_on
     until(lambda: gateway.waiting == 1)
     idle = world.worker()
     world.orders_from(2, 2)
-    until(lambda: idle.worker._call_turns.limits.may_skipped_queue_go_on)
+    until(lambda: idle.worker.components.call_turns.limits.may_skipped_queue_go_on)
     told = time.monotonic()
     idle.stop(HANG_S / 2)
     assert time.monotonic() - told < HANG_S / 2  # by its own end, and by no limit
@@ -370,18 +370,18 @@ def test_a_worker_waits_while_the_call_of_a_suspect_is_in_the_air(world: World, 
         world.forward(60)
         until(lambda: gateway.waiting == waiting)  # noqa: B023  # it is asked at once
     assert life.worker.incarnation.care.careful
-    until(lambda: life.worker._call_turns.is_suspect_in_flight)
+    until(lambda: life.worker.components.call_turns.is_suspect_in_flight)
     world.forward(10)  # ticks are due
     world.add(*[Order(id=number, status="to pack") for number in range(2, 12)])
     until(lambda: any(queue.has_work for queue in life.worker.queues if queue.name == "packed"))
     waits: list[float] = []
-    really = life.worker._run_iteration
+    really = life.worker.loop.iteration.run_iteration
 
     def looks() -> None:
         really()
-        waits.append(life.worker._seconds_to_wait())
+        waits.append(life.worker.loop.pause.seconds_to_wait())
 
-    vars(life.worker)["_run_iteration"] = looks
+    vars(life.worker.loop.iteration)["run_iteration"] = looks
     until(lambda: len(waits) >= 5)
     assert sum(wait > 0 for wait in waits) >= len(waits) - 2, "it spins"
     assert world.count(Order.status == "packed") == 0

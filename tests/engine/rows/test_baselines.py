@@ -107,7 +107,7 @@ def test_a_baseline_goes_when_its_condition_does_whichever_code_looks(versions: 
     until(lambda: sorted(one.record for one in old.attempts()) == ["2", "3", "4", "5"])
     before.stop()
     after = new.worker()
-    until(lambda: all(lane.is_enabled for lane in after.worker._worker_state.queues))
+    until(lambda: all(lane.is_enabled for lane in after.worker.components.worker_state.queues))
     old.set(1, status="closed")
     until(lambda: old.order(1).note == "+")  # it is a new one now
     left_alone(old, after, closed=4)

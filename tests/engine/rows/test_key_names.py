@@ -60,7 +60,7 @@ def test_code_that_does_not_say_it_is_told_to(world: World, caplog: pytest.LogCa
     assert "key_name='paid' to App.on" in caplog.text
     database, *_ = connect.open_store(later.app.stores[0].settings())
     try:
-        found = check.check(database, [ConditionQuery(spec, database) for spec in later.app.reactions.values()], [])
+        found = check.check_database(database, [ConditionQuery(spec, database) for spec in later.app.reactions.values()], [])
     finally:
         database.close()
     assert [(one.subject, one.cure) for one in found if one.kind == "key name"] == [("charged", "key_name='paid' in App.on")]

@@ -63,12 +63,12 @@ def kept_out(world: World) -> Iterator[None]:
 def test_an_outcome_that_waits_for_its_record_beyond_its_calls_time_is_concluded_once(world: World, policy: Any) -> None:
     gateway = charging(world, policy, sync=True, timeout=ms(300))
     life = flown(world, gateway, "done_hang")
-    (flight,) = life.worker._call_turns._flying.values()
+    (flight,) = life.worker.components.call_turns._flying.values()
     with kept_out(world):
         gateway.gate.set()
         until(lambda: flight.answered or flight.given_up)
         until(lambda: flight.ends_s is not None and time.monotonic() > flight.ends_s + 0.1)
-        life.worker._wake.set()
+        life.worker.components.signals.wake.set()
     until(lambda: world.order().status == "paid")
     life.sweep()
     life.quiet()
@@ -78,13 +78,13 @@ def test_an_outcome_that_waits_for_its_record_beyond_its_calls_time_is_concluded
 def test_an_outcome_that_waits_for_its_record_beyond_a_drain_s_end_is_concluded(world: World, caplog: pytest.LogCaptureFixture) -> None:
     gateway = charging(world, ASK)
     life = flown(world, gateway, "done_hang")
-    (flight,) = life.worker._call_turns._flying.values()
+    (flight,) = life.worker.components.call_turns._flying.values()
     with ThreadPoolExecutor(1) as pool:
         with kept_out(world):
             gateway.gate.set()
             until(lambda: flight.answered)
             stopping = pool.submit(life.stop, 0.01)
-            until(lambda: not life.worker._call_turns._flying)
+            until(lambda: not life.worker.components.call_turns._flying)
         stopping.result(HANG_S)
     assert (world.order().status, world.attempts(), gateway.asked) == ("paid", [], [])
     assert "in the air" not in caplog.text
@@ -94,10 +94,10 @@ def test_an_outcome_that_waits_for_its_record_beyond_a_drain_s_end_is_concluded(
 def test_a_second_word_of_a_call_whose_outcome_was_concluded_changes_nothing(world: World) -> None:
     gateway = charging(world, ASK)
     life = flown(world, gateway, "done_hang")
-    (flight,) = life.worker._call_turns._flying.values()
+    (flight,) = life.worker.components.call_turns._flying.values()
     gateway.gate.set()
     until(lambda: world.order().status == "paid")
-    life.worker._call_turns._receive_results([Unclear(flight, "it said something else as well")])
+    life.worker.components.call_turns._receive_results([Unclear(flight, "it said something else as well")])
     life.quiet()
     assert (world.attempts(), gateway.asked) == ([], [])
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
 from tests.docs.blocks import ROOT, blocks_of
@@ -312,11 +312,14 @@ def test_the_indexes_of_the_page_serve_each_look_and_check_wants_no_more(part: P
     database, *_ = connect.open_store(part.app.stores[0].settings())
     questions = [ConditionQuery(spec, database) for spec in part.app.reactions.values() if spec.due is not None]
     try:
-        found = check(database, questions, part.app.stores[0].metadatas)
+        found = check_database(database, questions, part.app.stores[0].metadatas)
         plans = [
             plan
             for question in questions
-            for one in (question.select_cursors_after(None, 100, crowded=False), question.select_next_base_times(timedelta(hours=1)))
+            for one in (
+                question.selects.select_cursors_after(None, 100, crowded=False),
+                question.selects.select_next_base_times(timedelta(hours=1)),
+            )
             for plan in _plan(part, str(one.compile(database.engine, compile_kwargs={"literal_binds": True})))
         ]
     finally:

@@ -214,7 +214,7 @@ def test_a_living_worker_sleeps_until_the_next_tick(world: World) -> None:
     world.there()
     life = world.worker()
     life.quiet()
-    wakes = life.worker._ticks.time_of_next_work()
+    wakes = life.worker.components.ticks.time_of_next_work()
     tick = datetime.fromisoformat(mark_of(world) or "") + HOUR
     wanted = time.monotonic() + (tick - datetime.now(UTC)).total_seconds()
     assert wanted - 1 < wakes < wanted + HANG_S  # the second, for clocks of which one is read after the other
@@ -321,8 +321,8 @@ def test_one_worker_of_two_carries_out_a_tick_and_the_other_one_waits_for_nothin
     clock.acts = wait
     world.forward(1.2 * HOUR_S)
     for life in (first, second):
-        life.worker._sweeps.next = 0.0
-        life.worker._wake.set()
+        life.worker.components.sweeps.next = 0.0
+        life.worker.components.signals.wake.set()
     assert entered.wait(HANG_S)
     if world.postgres:  # on SQLite the handler has the only write lock
         world.add(Order(id=999))

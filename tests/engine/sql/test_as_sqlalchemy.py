@@ -10,7 +10,7 @@ from sqlalchemy import Connection, ForeignKey, event, func, inspect, select, tex
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column, relationship
 
 from groundstate import App, ExternalService, Failure, InDoubt, Retry
-from groundstate.engine.sql import unheard_listeners
+from groundstate.engine.sql import transaction
 from groundstate.engine.sql.transaction import OurSession
 from tests.engine.kit import World, ms
 
@@ -376,7 +376,7 @@ def test_who_listens_to_commits_is_told_once_that_handlers_are_not_heard(
     def publishes(session: Session) -> None:
         heard.append(session)
 
-    monkeypatch.setattr(unheard_listeners, "_told", set())
+    monkeypatch.setattr(transaction, "_logged_unheard", set())
     event.listen(Session, which, publishes)
     try:
         compared.of_a_handler(Animal, _animals, _fed)

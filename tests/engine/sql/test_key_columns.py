@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
 from groundstate import App, DeclarationError, ExternalService, IdempotencyKey, InDoubt, Store
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.operate.pending import build_pending_report
 from groundstate.engine.sql.condition_query import ConditionQuery
 from tests.engine.kit import World, until
@@ -193,7 +193,7 @@ def test_a_key_that_does_not_come_back_from_its_text_is_refused_and_the_others_g
         assert {one.table for one in report.to_do if one.rows} == set(bad)
         said = [line for line in caplog.messages if "are not found by the text of their key" in line]
         assert len(said) == len({line.partition(" ")[0] for line in said}) >= len(bad)  # once for each reaction
-        assert {one.subject for one in check(life.database, questions, [base.metadata]) if one.kind == "keys"} == set(bad)
+        assert {one.subject for one in check_database(life.database, questions, [base.metadata]) if one.kind == "keys"} == set(bad)
     finally:
         world.close()
 

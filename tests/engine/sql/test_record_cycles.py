@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from groundstate import ExternalService, InDoubt
 from groundstate.clock import SYSTEM_CLOCK
-from groundstate.engine.handle.run_handler import Work
+from groundstate.engine.handle.recheck_conditions import Work
 from groundstate.engine.sql import record_cycles
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.record_cycles import RecordCycles

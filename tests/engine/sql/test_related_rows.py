@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from sqlalchemy.types import JSON
 
 from groundstate import ExternalService, InDoubt
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.sql import db_errors, related_rows
 from groundstate.engine.sql.call_write_guard import outside_of_call
 from groundstate.engine.sql.condition_query import ConditionQuery
@@ -472,7 +472,7 @@ def test_check_says_what_is_cheaper_than_reading_a_shared_row_and_writing_it_bac
     database, _, _ = connect.open_store(on_postgres.world.app.stores[0].settings())
     try:
         questions = [ConditionQuery(spec, database) for spec in on_postgres.world.app.reactions.values()]
-        found = [one for one in check(database, questions, [Base.metadata]) if one.kind == "shared rows"]
+        found = [one for one in check_database(database, questions, [Base.metadata]) if one.kind == "shared rows"]
     finally:
         database.close()
     assert [(one.level, one.subject) for one in found] == [("advice", "reads")]

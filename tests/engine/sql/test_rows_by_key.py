@@ -9,8 +9,7 @@ import pytest
 from sqlalchemy import Engine, ForeignKey, event, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from groundstate.engine.watch import worker_state
-from tests.engine.kit import HANG_S, World, until
+from tests.engine.kit import World, until
 
 
 class Base(DeclarativeBase):
@@ -109,25 +108,23 @@ def test_a_row_is_loaded_once_for_all_handlers_of_a_batch(airport: Airport) -> N
     assert len(loaded) < 20
 
 
-def test_records_are_written_by_one_statement_also_where_rows_beside_them_are_changed(
-    airport: Airport, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_state.WorkerState, "target_hold_s", HANG_S)  # a busy machine ends no batch in its middle
+@pytest.mark.usefixtures("whole_batches")
+def test_records_are_written_by_one_statement_also_where_rows_beside_them_are_changed(airport: Airport) -> None:
     updates: list[str] = []
 
-    def hear(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+    def note_commit(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         if statement.startswith("UPDATE key_flights"):
             updates.extend([statement] * (len(parameters) if isinstance(parameters, list) else 1))
 
     def count(flight: Flight, session: Session) -> None:
         session.get_one(Carrier, flight.id % 2 + 1).flights += 1
 
-    event.listen(Engine, "before_cursor_execute", hear)
+    event.listen(Engine, "before_cursor_execute", note_commit)
     try:
         airport.run(count, flights=20)
         until(lambda: airport.counted() == 20)
     finally:
-        event.remove(Engine, "before_cursor_execute", hear)
+        event.remove(Engine, "before_cursor_execute", note_commit)
     with airport.world.session() as session:
         assert [session.get_one(Carrier, key).flights for key in (1, 2)] == [10, 10]
     assert len(updates) == 1

@@ -118,8 +118,8 @@ SINCE = datetime(2026, 1, 1, 12, tzinfo=UTC)
 @pytest.mark.parametrize(("retry", "said"), [
     (Retry(times=10), "5 of 10"),
     (Retry(times=None), "5, no limit"),
-    (Retry(times=None, give_up_after=timedelta(hours=2)), "5, until 2026-01-01 14:00 UTC"),
-    (Retry(times=10, give_up_after=timedelta(days=1)), "5 of 10, until 2026-01-02 12:00 UTC"),
+    (Retry(times=None, give_up_after=timedelta(hours=2)), "5, no try after 2026-01-01 14:00 UTC"),
+    (Retry(times=10, give_up_after=timedelta(days=1)), "5 of 10, no try after 2026-01-02 12:00 UTC"),
 ], ids=["times", "no limit", "a time", "both"])  # fmt: skip
 def test_failures_are_told_with_what_ends_the_tries(retry: Retry, said: str) -> None:
     attempt = Attempt("app", "paid", "1", "", State.FAILED, 1, 1, 1, False, SINCE, SINCE, SINCE, failures=5)

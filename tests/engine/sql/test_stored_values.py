@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import UserDefinedType
 
 from groundstate import UtcDateTime
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.engine.operate.unanswered_states import find_unanswered_states
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store import connect
@@ -57,7 +57,7 @@ def found(world: World, kind: str) -> dict[str, str]:
     database = connect.open_store(connect.resolve_settings(world.url, None, None, "lossy"))[0]
     try:
         questions = [ConditionQuery(spec, database) for spec in world.app.reactions.values()]
-        findings = check(database, questions, [StoredBase.metadata])
+        findings = check_database(database, questions, [StoredBase.metadata])
         with database.reading() as connection:
             told = {
                 f"{one.table}.{one.column}"

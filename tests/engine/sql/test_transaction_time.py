@@ -71,7 +71,7 @@ def test_what_is_asked_in_a_transaction_is_asked_with_its_moment_and_not_with_th
 
     def found(asked: ConditionQuery, now: datetime) -> list[int]:
         with life.database.reading() as connection, hold_transaction_time(life.database, now):
-            return sorted(connection.execute(select(Note.id).where(asked.ready)).scalars())
+            return sorted(connection.execute(select(Note.id).where(asked.condition.is_ready)).scalars())
 
     if not timed.postgres:  # there now() is the transaction's by itself
         assert found(question, base) == [1]

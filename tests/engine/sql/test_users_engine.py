@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from groundstate import App, NotInitialisedError, Store, StoreRefusedError
-from groundstate.engine.operate.check import check
+from groundstate.engine.operate.check import check_database
 from groundstate.store.connect import open_store, resolve_settings
 from groundstate.store.engine_settings import dialect_arguments
 from tests.patience import HANG, until
@@ -339,6 +339,6 @@ def prepares(_connection: Any) -> None:
 def _unheard(store: Store) -> list[str]:
     database = open_store(store.settings())[0]
     try:
-        return [one.words for one in check(database, [], []) if one.kind == "listener"]
+        return [one.words for one in check_database(database, [], []) if one.kind == "listener"]
     finally:
         database.close()

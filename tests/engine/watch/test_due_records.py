@@ -25,7 +25,7 @@ from groundstate import (
     UtcDateTime,
     after,
 )
-from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.record_selects import RecordSelects
 from groundstate.engine.watch import due_timers
 from groundstate.rules.median_cost import UsualDuration
 from tests.engine.kit import HANG_S, QUICK, UNKNOWN, Gateway, World, ms, until
@@ -95,7 +95,7 @@ def test_a_worker_sleeps_until_the_next_is_due(timed: World) -> None:
     wanted = time.monotonic() + (first - now()).total_seconds()
 
     def sleeps() -> bool:
-        rings = life.worker._timers.next_wake_time()  # soon, where it is about to ask the database once more
+        rings = life.worker.components.timers.next_wake_time()  # soon, where it is about to ask the database once more
         return rings is not None and wanted - 1 < rings < wanted + HANG_S  # the second: one clock is read after the other
 
     until(sleeps)
@@ -161,10 +161,10 @@ def test_one_look_that_stalled_does_not_put_off_what_is_due(timed: World, monkey
         return asked(self, *given)
 
     monkeypatch.setattr(due_timers.Timers, "_run_statement", stall)
-    asks = life.worker._timers
+    asks = life.worker.components.timers
     asks._cost = UsualDuration()  # what it cost until now says nothing here
     asks.mark_stale()
-    life.worker._wake.set()
+    life.worker.components.signals.wake.set()
     until(lambda: not stalls)
     life.turn()  # the one that stalled is over
     assert asks._not_before < time.monotonic() + due_timers.AGAIN_S, "the stall was taken for the cost of a look"
@@ -469,13 +469,13 @@ def test_a_lane_that_cannot_be_asked_leaves_the_other_timers_alone(
     timed: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     noted(timed)
-    asked = ConditionQuery.select_next_base_times
+    asked = RecordSelects.select_next_base_times
 
-    def next_due(question: ConditionQuery, *given: Any) -> Any:
+    def next_due(question: RecordSelects, *given: Any) -> Any:
         fails = "select current_setting('no.such') as at" if timed.postgres else "select abs('x', 1) as at"
         return text(fails).columns(at=UtcDateTime()) if question.spec.name == "other" else asked(question, *given)
 
-    monkeypatch.setattr(ConditionQuery, "select_next_base_times", next_due)
+    monkeypatch.setattr(RecordSelects, "select_next_base_times", next_due)
 
     @timed.app.on(Bill, Bill.status == "never", due=after(Bill.due_at, DAY))
     def other(one: Bill) -> None:
@@ -514,7 +514,7 @@ def test_what_others_wrote_in_other_ways_is_passed_in_one_go(timed: World) -> No
             ("open", 3),
         ]
     assert timed.states() == ["failed"] * 3  # nobody can read their time
-    assert life.worker.queues[0].trouble == 0
+    assert life.worker.queues[0].postponement.trouble == 0
 
 
 def test_what_becomes_due_before_the_next_look_rings_all_the_same(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,16 +535,16 @@ def test_what_asking_for_the_next_costs_does_not_make_sweeps_rarer(timed: World)
     timed.add(Bill(id=1, due_at=now() + DAY))
     life = timed.worker()
     life.quiet()
-    life.worker._sweeps.next = life.worker._sweeps.next_look = float("inf")
+    life.worker.components.sweeps.next = life.worker.components.sweeps.next_look = float("inf")
     until(lambda: not any(lane.has_work for lane in life.worker.queues))
     life.turn()  # what the last sweep cost is counted when its turn ends
-    spent_s, asked = life.worker._sweeps.idle_s, 0
+    spent_s, asked = life.worker.components.sweeps.idle_s, 0
     while asked < 3:
-        life.worker._timers.mark_stale()
-        life.worker._wake.set()
-        until(lambda: not life.worker._timers._stale)
+        life.worker.components.timers.mark_stale()
+        life.worker.components.signals.wake.set()
+        until(lambda: not life.worker.components.timers._stale)
         asked += 1
-    assert life.worker._sweeps.idle_s == spent_s
+    assert life.worker.components.sweeps.idle_s == spent_s
 
 
 def test_a_look_that_took_long_rings_too_late_and_never_too_early(timed: World, monkeypatch: pytest.MonkeyPatch) -> None:

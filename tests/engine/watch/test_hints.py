@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from groundstate import ExternalService, InDoubt, every_child
 from groundstate.app import wait_for
 from groundstate.engine.sql import commit_hooks
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from groundstate.engine.watch import sweeps
 from groundstate.rules.hint_codec import Hint
 from tests.engine.charging import charging
@@ -66,7 +66,7 @@ def test_sweeps_become_rarer_when_they_are_dear_and_not_when_one_stalled(world: 
     life = world.worker()
     life.quiet()
     life.stop()
-    ended = life.worker._sweeps
+    ended = life.worker.components.sweeps
     pauses: list[float] = []
     for cost_s in (0.001, 0.001, 0.001, 5.0, 0.001, 0.1, 0.1, 0.2, 0.0):
         ended.idle_s = cost_s
@@ -121,7 +121,7 @@ def test_hints_that_are_lost_or_doubled_change_no_final_state(world: World, monk
     gateway = charging(world, InDoubt.hold())
     _ = world.there()
     life = world.worker()
-    hear, heard = life.worker.hear, 0
+    hear, heard = life.worker.note_commit, 0
 
     def unreliable(touched: Any) -> None:
         nonlocal heard
@@ -129,7 +129,7 @@ def test_hints_that_are_lost_or_doubled_change_no_final_state(world: World, monk
         for _ in range(heard % 3):
             hear(touched)
 
-    monkeypatch.setattr(life.worker, "hear", unreliable)
+    monkeypatch.setattr(life.worker, "note_commit", unreliable)
     for number in range(1, 31):
         world.add(Order(id=number))
     until(lambda: world.count(Order.status == "paid") == 30)
@@ -155,7 +155,7 @@ def test_hazard_63_a_child_wakes_its_own_parent_alone(films: World, no_sweeps: C
         assert rendition is not None
         rendition.file = "a"
     until(lambda: world.get(Video, 7).status == "ready")
-    assert not lane.backlog, "a child's commit made it ask all parents"
+    assert not lane.rows.backlog, "a child's commit made it ask all parents"
 
 
 def test_a_fresh_row_is_carried_out_amid_a_backlog(world: World) -> None:
@@ -182,10 +182,10 @@ def test_a_commit_never_fails_by_who_begins_or_stops_to_listen_meanwhile() -> No
         def __init__(self) -> None:
             self.heard = 0
 
-        def hear(self, _touched: Touched) -> None:
+        def note_commit(self, _touched: TouchedRecords) -> None:
             self.heard += 1
 
-    early, told = [Ear(), Ear(), Ear()], Touched(whole={Order})
+    early, told = [Ear(), Ear(), Ear()], TouchedRecords(whole={Order})
     late: list[Ear] = []
 
     def meanwhile(*_: Any) -> Any:
@@ -244,12 +244,12 @@ def _forge_a_key(world: World) -> None:
     life = world.worker()
     life.quiet()
     lane = life.worker.queues[0]
-    assert lane.query.key_from_text_or_none("order-1") == ("order-1",)
-    assert lane.query.key_from_text_or_none("x") is None
+    assert lane.query.keys.key_from_text_or_none("order-1") == ("order-1",)
+    assert lane.query.keys.key_from_text_or_none("x") is None
     life.worker.receive_remote_hint(Hint("web", ("packed",), 1, 0, keys={"packed": ("x",)}))
     world.add(Slugged(id="order-1"))
     until(lambda: world.get(Slugged, "order-1").status == "packed")
-    assert lane.trouble == 0
+    assert lane.postponement.trouble == 0
 
 
 def test_until_asks_no_more_often_for_a_flood_of_hints(world: World) -> None:
@@ -261,7 +261,7 @@ def test_until_asks_no_more_often_for_a_flood_of_hints(world: World) -> None:
 
         async def flood() -> None:
             while asyncio.get_running_loop().time() < ends:
-                commit_hooks.publish_hint(Touched(whole={Order}))
+                commit_hooks.publish_hint(TouchedRecords(whole={Order}))
                 await asyncio.sleep(0)
 
         flooding = asyncio.create_task(flood())
@@ -325,6 +325,6 @@ def test_a_hint_whose_key_no_record_can_have_keeps_no_other_record_waiting(world
     world.there()
     life = world.worker()
     life.quiet()
-    life.worker.hear(Touched(keys={Order: {("no number",): None}}))
+    life.worker.note_commit(TouchedRecords(keys={Order: {("no number",): None}}))
     world.orders(3)
     until(lambda: world.count(Order.status == "packed") == 3)

@@ -100,7 +100,7 @@ def test_it_is_said_once_without_a_stack_and_with_the_cure_and_the_others_go_on(
     until(lambda: lacking(life) == {"packed"})
     shelves.add(Box(id=1), Crate(id=2))
     until(lambda: [shelves.get(Box, number).state for number in (1, 2)] == ["closed", "closed"])
-    until(lambda: life.worker.queues[0].trouble >= 3)  # it was looked again, and again
+    until(lambda: life.worker.queues[0].postponement.trouble >= 3)  # it was looked again, and again
     (line,) = [one for one in caplog.records if one.levelno >= logging.ERROR]
     assert line.exc_info is None
     assert "note" in line.message
@@ -131,7 +131,7 @@ def test_calls_are_not_begun_before_the_migration_and_each_is_made_once_after_it
     place(world, 1, 2, 3)
     life = world.worker()
     until(lambda: lacking(life) == {"paid"})
-    until(lambda: life.worker.queues[0].trouble >= 2)
+    until(lambda: life.worker.queues[0].postponement.trouble >= 2)
     assert gateway.calls == []
     assert world.attempts() == []
     migrate(world)
@@ -303,7 +303,7 @@ def test_it_is_not_said_to_be_there_while_no_row_was_loaded_that_needs_it(
     until(lambda: lacking(life) == {"sent"})
     shelves.run("DELETE FROM boxes")
     before = begins[0]
-    life.worker.queues[0].note_keys([(1,)])  # as a hint on a row that is gone
+    life.worker.queues[0].rows.note_keys([(1,)])  # as a hint on a row that is gone
     until(lambda: begins[0] > before)
     life.turn()
     assert events(caplog) == ["reaction_unfit"]

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from groundstate import Absent, ExternalService, Failure, InDoubt, Retry, UtcDateTime, after, every_child
 from groundstate.engine.operate import actions
 from groundstate.engine.sql import commit_hooks
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch import sweeps
 from groundstate.engine.watch.hint_publisher import HintPublisher
@@ -49,7 +49,7 @@ class Ear:
     def __init__(self) -> None:
         self.videos: set[Any] = set()
 
-    def hear(self, touched: Touched) -> None:
+    def note_commit(self, touched: TouchedRecords) -> None:
         if touched.ours:
             self.videos |= {key[0] for key in touched.keys.get(Video, ())}
 
@@ -356,7 +356,7 @@ class _All:
     def __init__(self) -> None:
         self.videos: set[Any] = set()
 
-    def hear(self, touched: Touched) -> None:
+    def note_commit(self, touched: TouchedRecords) -> None:
         self.videos |= set(touched.keys.get(Video, ()))
 
 

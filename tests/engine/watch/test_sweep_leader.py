@@ -23,11 +23,11 @@ from groundstate.cli import status
 from groundstate.engine import publish_report
 from groundstate.engine.handle import run_batch
 from groundstate.engine.rows import attempts
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch import backlog_sharing, due_attempts, sweep_leader
 from groundstate.engine.watch.hint_publisher import HintPublisher
-from groundstate.engine.worker import Options
+from groundstate.engine.worker.options import Options
 from groundstate.rules import hint_codec as rules
 from groundstate.rules.attempt import State
 from groundstate.rules.concurrency_tuning import AdmittedWorkers
@@ -44,8 +44,8 @@ class Line(MemoryTransport):
     cut = False
 
     @property
-    def up(self) -> bool:
-        return not self.cut and super().up
+    def is_usable(self) -> bool:
+        return not self.cut and super().is_usable
 
     def send(self, hint: bytes) -> None:
         if not self.cut:
@@ -88,7 +88,7 @@ class Fleet:
 
     @property
     def sweeping(self) -> list[Life]:
-        return [life for life in self.lives if not life.dead and life.worker._leader.has_to_sweep]
+        return [life for life in self.lives if not life.dead and life.worker.components.leader.has_to_sweep]
 
     def other_than(self, life: Life) -> Life:
         return next(one for one in self.lives if one is not life and not one.dead)
@@ -138,8 +138,8 @@ def _packed(world: World, by: set[int] | None = None) -> None:
             by.add(threading.get_ident())
 
 
-def _told_of(*numbers: int) -> Touched:
-    touched = Touched()
+def _told_of(*numbers: int) -> TouchedRecords:
+    touched = TouchedRecords()
     touched.add(Order, [(number,) for number in numbers], None)
     return touched
 
@@ -219,38 +219,38 @@ def test_while_who_sweeps_for_all_is_suspended_the_others_sweep_and_look_after_s
     made.workers(2)
     first = made.sweeping[0]
     other = made.other_than(first)
-    until(lambda: other.worker._leader._led_by == first.worker.incarnation.id)
+    until(lambda: other.worker.components.leader._led_by == first.worker.incarnation.id)
     goes_on, stands = threading.Event(), threading.Event()
-    really = first.worker._run_iteration
+    really = first.worker.loop.iteration.run_iteration
 
     def suspended() -> None:
         stands.set()
         goes_on.wait(HANG_S)
         really()
 
-    vars(first.worker)["_run_iteration"] = suspended
+    vars(first.worker.loop.iteration)["run_iteration"] = suspended
     try:
         assert stands.wait(HANG_S)
         monkeypatch.setattr(sweep_leader, "SILENT_S", 0.5)
-        until(lambda: other.worker._leader.silent)
+        until(lambda: other.worker.components.leader.silent)
         seen = len(ticks)
         made.commit_elsewhere(1)
         until(lambda: made.world.order().status == "packed")
         until(lambda: len(ticks) >= seen + 2)
-        assert first.worker._leader.leads, "it keeps its lock"
+        assert first.worker.components.leader.leads, "it keeps its lock"
         (line,) = [one for one in caplog.records if vars(one).get("event") == "sweep_leader_silent"]
         assert line.levelname == "WARNING"
         assert f"process {os.getpid()} on {socket.gethostname()}" in line.getMessage()
     finally:
-        vars(first.worker)["_run_iteration"] = really
+        vars(first.worker.loop.iteration)["run_iteration"] = really
         monkeypatch.setattr(sweep_leader, "SILENT_S", HANG_S)
         goes_on.set()
-    until(lambda: not other.worker._leader.has_to_sweep)
+    until(lambda: not other.worker.components.leader.has_to_sweep)
 
 
 def test_who_was_suspended_himself_does_not_take_the_other_for_silent(made: Fleet) -> None:
     led = _led(made)
-    leader, now = led.worker._leader, time.monotonic()
+    leader, now = led.worker.components.leader, time.monotonic()
     leader.announce_or_watch_leader(now + 2 * HANG_S, lambda _hint: None)
     assert not leader.silent
 
@@ -262,7 +262,7 @@ def test_a_worker_that_drains_lets_another_one_sweep(made: Fleet) -> None:
     leaving = made.sweeping[0]
     staying = made.other_than(leaving)
     gateway.plan(1, "hang")
-    leaving.worker._wake.set()
+    leaving.worker.components.signals.wake.set()
     with made.only(leaving):
         made.commit_elsewhere(1)
         until(lambda: gateway.waiting == 1)
@@ -287,12 +287,12 @@ def test_a_worker_whose_call_outlasts_its_stop_keeps_its_lock_and_lets_another_o
         made.commit_elsewhere(1)
         until(lambda: gateway.waiting == 1)
     leaving.stop(0.0)
-    assert leaving.worker.incarnation.liveness.is_held()
+    assert leaving.worker.incarnation.liveness.has_lock()
     until(lambda: made.sweeping == [staying])
     made.commit_elsewhere(2)
     until(lambda: made.world.order(2).status == "paid")
     gateway.gate.set()
-    until(lambda: not leaving.worker.incarnation.liveness.is_held())  # once its thread has come back
+    until(lambda: not leaving.worker.incarnation.liveness.has_lock())  # once its thread has come back
 
 
 def test_a_worker_that_alone_is_cut_off_from_hints_lets_another_one_sweep(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +301,8 @@ def test_a_worker_that_alone_is_cut_off_from_hints_lets_another_one_sweep(made: 
     made.workers(3)
     cut = made.sweeping[0]
     made.lines[made.lives.index(cut)].cut = True
-    until(lambda: any(one.worker._leader.leads for one in made.lives if one is not cut))
-    assert not cut.worker._leader.leads
+    until(lambda: any(one.worker.components.leader.leads for one in made.lives if one is not cut))
+    assert not cut.worker.components.leader.leads
     assert cut in made.sweeping  # for itself
     made.lines[made.lives.index(cut)].cut = False
     until(lambda: len(made.sweeping) == 1)
@@ -311,7 +311,7 @@ def test_a_worker_that_alone_is_cut_off_from_hints_lets_another_one_sweep(made: 
 def test_words_of_strangers_make_no_worker_look_who_is_there_all_the_time(made: Fleet) -> None:
     _packed(made.world)
     (life,) = made.workers(1)
-    own = life.worker._leader
+    own = life.worker.components.leader
     life.sweep_no_more()
     now = own._beat_at + 0.01
     own.next_beat = now + 3600
@@ -386,7 +386,7 @@ def test_a_schedule_is_carried_out_by_the_one_that_sweeps_and_by_the_next_when_i
 def _led(made: Fleet) -> Life:
     """One of two workers, for which the other one sweeps."""
     made.workers(2)
-    until(lambda: all(one.worker._leader.worker_count == 2 for one in made.lives))
+    until(lambda: all(one.worker.components.leader.worker_count == 2 for one in made.lives))
     return made.other_than(made.sweeping[0])
 
 
@@ -410,13 +410,15 @@ def test_a_doubt_that_is_overdue_is_looked_at_within_a_second_by_its_worker_alon
     charging(postgres_world, ASK)
     worker = postgres_world.worker(wait_for_go=True).worker  # it does not look by itself
     life, question = worker.incarnation, worker.queues[0].query
-    with life.transaction() as tx:
+    with life.open_transaction() as tx:
         doubt = attempts.new_attempt_of_record(question, "1", "", life.id, tx.now)
         past = tx.now - timedelta(seconds=5)  # as one that was adopted after its time
         owner = life.id if mine else life.id + 1
-        attempts.insert(tx, [replace(doubt, state=State.DOUBT, unsure=True, next_at=past, first_at=past, deadline=tx.now, worker=owner)])
-    due_attempts.refresh_next_due(worker._worker_state)
-    soon = worker._worker_state.next_due is not None and worker._worker_state.next_due <= time.monotonic() + 1
+        attempts.insert_attempts(
+            tx, [replace(doubt, state=State.DOUBT, unsure=True, next_at=past, first_at=past, deadline=tx.now, worker=owner)]
+        )
+    due_attempts.refresh_next_due(worker.components.worker_state)
+    soon = worker.components.worker_state.next_due is not None and worker.components.worker_state.next_due <= time.monotonic() + 1
     assert soon == mine
 
 
@@ -426,7 +428,7 @@ def test_what_a_careful_worker_had_begun_and_could_not_lock_then_stands_in_nobod
     _packed(made.world)
     made.workers(2)
     sweeping = made.sweeping[0]
-    until(lambda: all(one.worker._leader.worker_count == 2 for one in made.lives))
+    until(lambda: all(one.worker.components.leader.worker_count == 2 for one in made.lives))
     made.other_than(sweeping).hints_alone()
     led = made.other_than(sweeping).worker
     led.incarnation.care = Care(careful=True)
@@ -443,7 +445,7 @@ def test_what_a_careful_worker_had_begun_and_could_not_lock_then_stands_in_nobod
     made.commit_elsewhere(1)
     led.receive_remote_hint(Hint("web", ("packed",), rules.EVERYBODY, 0))
     assert met.wait(HANG_S)
-    sweeping.worker._sweeps.next = 0.0
+    sweeping.worker.components.sweeps.next = 0.0
     until(lambda: made.world.order().status == "packed")
 
 
@@ -480,12 +482,12 @@ def test_a_call_whose_record_moved_on_is_ended_on_a_worker_that_does_not_sweep(m
 def test_a_hint_of_one_row_wakes_one_worker_and_a_second_one_in_case(made: Fleet) -> None:
     _packed(made.world)
     made.workers(4)
-    until(lambda: all(one.worker._leader.worker_count == 4 for one in made.lives))
+    until(lambda: all(one.worker.components.leader.worker_count == 4 for one in made.lives))
     for dice in range(20):
-        waits = [one.worker._leader.seconds_until_wake(dice, 1) for one in made.lives]
+        waits = [one.worker.components.leader.seconds_until_wake(dice, 1) for one in made.lives]
         assert sorted(wait for wait in waits if wait is not None) == [0.0, sweep_leader.BACKUP_S]
     for rows, first, later in ((500, 2, 1), (rules.EVERYBODY, 2, 2)):
-        waits = [one.worker._leader.seconds_until_wake(3, rows) for one in made.lives]
+        waits = [one.worker.components.leader.seconds_until_wake(3, rows) for one in made.lives]
         assert sum(wait == 0.0 for wait in waits) == first
         assert sum(wait is not None and wait >= sweep_leader.HELPS_AFTER_S for wait in waits) == later
 
@@ -500,7 +502,7 @@ def test_a_hint_is_carried_out_by_who_is_told(made: Fleet) -> None:
     web = made.messenger()
     for number in range(1, 31):
         made.commit_elsewhere(number)
-        web.hear(_told_of(number))
+        web.note_commit(_told_of(number))
         until(lambda: made.world.count(Order.status == "packed") == number)  # noqa: B023  # called within its round
     assert len(by) > 1, "all hints woke the same worker"
 
@@ -508,10 +510,10 @@ def test_a_hint_is_carried_out_by_who_is_told(made: Fleet) -> None:
 def test_a_hint_to_a_worker_that_is_gone_is_taken_up_by_a_second_one(made: Fleet) -> None:
     _packed(made.world)
     made.workers(3)
-    until(lambda: all(one.worker._leader.worker_count == 3 for one in made.lives))
+    until(lambda: all(one.worker.components.leader.worker_count == 3 for one in made.lives))
     gone = made.other_than(made.sweeping[0])
     others = [one for one in made.lives if one is not gone]
-    lives = made.lives[0].worker._leader.workers
+    lives = made.lives[0].worker.components.leader.workers
     gone.kill()
     for life in others:
         life.hints_alone()
@@ -528,7 +530,7 @@ def test_hints_name_reactions_and_keys_only_where_the_app_says_so(made: Fleet, w
     heard: list[bytes] = []
     spy = Line(made.world.url)
     spy.open("groundstate.shop", heard.append)
-    made.messenger(with_keys=with_keys).hear(_told_of(4711))
+    made.messenger(with_keys=with_keys).note_commit(_told_of(4711))
     until(lambda: bool(heard))
     found = rules.decode_hint(heard[0])
     assert found is not None
@@ -582,7 +584,7 @@ def test_a_backlog_that_one_worker_finds_is_worked_off_by_several(made: Fleet) -
     by: set[int] = set()
     _packed(made.world, by)
     made.workers(3)
-    until(lambda: all(one.worker._leader.worker_count == 3 for one in made.lives))
+    until(lambda: all(one.worker.components.leader.worker_count == 3 for one in made.lives))
     _many_orders(made.world, 1, 20_000)
     until(lambda: made.world.count(Order.status == "packed") == 20_000)
     assert len(by) > 1
@@ -592,11 +594,11 @@ def test_of_many_workers_some_are_told_to_leave_a_backlog_to_the_others(made: Fl
     caplog.set_level(logging.INFO)
     _packed(made.world)
     made.workers(4)
-    until(lambda: all(one.worker._leader.worker_count == 4 for one in made.lives))
+    until(lambda: all(one.worker.components.leader.worker_count == 4 for one in made.lives))
     _many_orders(made.world, 1, 20_000)
-    until(lambda: sum(one.worker.queues[0].left_to_others for one in made.lives) == 2)
+    until(lambda: sum(one.worker.queues[0].rows.left_to_others for one in made.lives) == 2)
     until(lambda: made.world.count(Order.status == "packed") == 20_000)
-    until(lambda: not any(one.worker.queues[0].left_to_others for one in made.lives))
+    until(lambda: not any(one.worker.queues[0].rows.left_to_others for one in made.lives))
     assert "of 4 workers 2 go on with the backlog of packed" in caplog.text
 
 
@@ -604,13 +606,13 @@ def _kept_out(made: Fleet) -> Life:
     """A worker that was told to leave the backlog to others, by the one that sweeps."""
     sweeping = made.sweeping[0].worker
     life = made.other_than(made.sweeping[0])
-    until(lambda: sweeping.incarnation.id in life.worker._leader.workers)
+    until(lambda: sweeping.incarnation.id in life.worker.components.leader.workers)
     word = AdmittedWorkers((sweeping.incarnation.id,), ("packed",))
     life.worker.receive_remote_hint(
-        Hint("web", ("packed",), rules.EVERYBODY, crew=sweeping._leader.lock, let_in=(sweeping.incarnation.id, word))
+        Hint("web", ("packed",), rules.EVERYBODY, crew=sweeping.components.leader.lock, let_in=(sweeping.incarnation.id, word))
     )
-    life.worker._wake.set()
-    until(lambda: life.worker._worker_state.queue_named("packed").left_to_others)
+    life.worker.components.signals.wake.set()
+    until(lambda: life.worker.components.worker_state.queue_named("packed").rows.left_to_others)
     return life
 
 
@@ -622,11 +624,13 @@ def test_who_leaves_a_backlog_to_others_still_carries_out_what_is_fresh(made: Fl
     life = _kept_out(made)
     made.sweeping[0].sweep_no_more()
     made.commit_elsewhere(1)
-    dice = next(dice for dice in range(2) if rules.rank_in_worker_ring(life.worker.incarnation.id, life.worker._leader.workers, dice) == 0)
+    dice = next(
+        dice for dice in range(2) if rules.rank_in_worker_ring(life.worker.incarnation.id, life.worker.components.leader.workers, dice) == 0
+    )
     life.worker.receive_remote_hint(Hint("web", ("packed",), 1, dice))
     until(lambda: made.world.order().status == "packed")
-    assert life.worker.queues[0].left_to_others
-    assert by == {life.worker._thread.ident}
+    assert life.worker.queues[0].rows.left_to_others
+    assert by == {life.worker.thread.ident}
 
 
 def test_who_leaves_a_backlog_to_others_says_so(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -655,7 +659,7 @@ def test_a_backlog_that_was_left_to_others_is_gone_on_with(
     made.cut(cut)
     made.commit_elsewhere(1)
     until(lambda: made.world.order().status == "packed")
-    assert not life.worker.queues[0].left_to_others
+    assert not life.worker.queues[0].rows.left_to_others
 
 
 def test_who_comes_up_beside_others_first_listens_whether_they_are_at_a_backlog(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -663,12 +667,12 @@ def test_who_comes_up_beside_others_first_listens_whether_they_are_at_a_backlog(
     by: set[int] = set()
     _packed(made.world, by)
     first = made.workers(1)[0]
-    assert not first.worker.queues[0].left_to_others
+    assert not first.worker.queues[0].rows.left_to_others
     second = made.worker()
-    until(lambda: second.worker.queues[0].left_to_others)
+    until(lambda: second.worker.queues[0].rows.left_to_others)
     _many_orders(made.world, 1, 1_000)
     until(lambda: made.world.count(Order.status == "packed") == 1_000)
-    assert by == {first.worker._thread.ident}
+    assert by == {first.worker.thread.ident}
 
 
 def test_who_is_told_of_one_backlog_goes_on_with_the_others(made: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -682,7 +686,7 @@ def test_who_is_told_of_one_backlog_goes_on_with_the_others(made: Fleet, monkeyp
     monkeypatch.setattr(backlog_sharing, "KEPT_OUT_S", 3600.0)
     made.workers(2)
     life = _kept_out(made)
-    until(lambda: {lane.name: lane.left_to_others for lane in life.worker.queues} == {"packed": True, "sent": False})
+    until(lambda: {lane.name: lane.rows.left_to_others for lane in life.worker.queues} == {"packed": True, "sent": False})
 
 
 @pytest.mark.parametrize("forged", ["by a stranger", "to who sweeps", "for other code"])
@@ -692,13 +696,13 @@ def test_a_forged_word_of_who_is_to_go_on_keeps_nobody_out(made: Fleet, forged: 
     sweeping = made.sweeping[0].worker
     told = sweeping if forged == "to who sweeps" else made.other_than(made.sweeping[0]).worker
     who = 815 if forged == "by a stranger" else made.other_than(made.sweeping[0]).worker.incarnation.id
-    crew = 4711 if forged == "for other code" else sweeping._leader.lock
+    crew = 4711 if forged == "for other code" else sweeping.components.leader.lock
     told.receive_remote_hint(Hint("web", ("packed",), rules.EVERYBODY, crew=crew, let_in=(who, AdmittedWorkers((who + 1,), ("packed",)))))
-    told._wake.set()
-    until(lambda: not told._sharing._unheard)
+    told.components.signals.wake.set()
+    until(lambda: not told.components.sharing._unheard)
     made.commit_elsewhere(1)
     until(lambda: made.world.order().status == "packed")
-    assert not told.queues[0].left_to_others
+    assert not told.queues[0].rows.left_to_others
 
 
 # ---- what it costs -----------------------------------------------------------------------------------------------------------------

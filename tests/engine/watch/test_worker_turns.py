@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import decimal
-import math
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -26,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column, relationship, selectinload
 
 from groundstate import App, ExternalService, IdempotencyKey, InDoubt, Store
-from groundstate.engine.call import begin, call_turn, conclude
+from groundstate.engine.call import begin, conclude
 from groundstate.engine.sql import bulk_update
 from groundstate.engine.sql.call_write_guard import outside_of_call
 from groundstate.engine.sql.condition_query import ConditionQuery
@@ -37,7 +36,6 @@ from tests.engine.kit import Gateway, Order, World, ms, until
 
 # ---- commits -------------------------------------------------------------------------------------------------------------------
 def test_what_returned_is_concluded_and_its_slot_taken_again_by_one_commit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_turn, "FEWEST_TURNS", math.inf)  # where calls are begun first, it takes two
     charging(world, InDoubt.hold(), limit=1)
     world.orders(5)
     concluding: list[int] = []
@@ -58,13 +56,13 @@ def test_what_returned_is_concluded_and_its_slot_taken_again_by_one_commit(world
     monkeypatch.setattr(begin, "begin_calls", begun)
     life = world.worker(wait_for_go=True)
     vars(life.worker.incarnation)["transactions"] = 0
-    real = life.worker.incarnation.transaction
+    real = life.worker.incarnation.open_transaction
 
     def counted(**named: Any) -> Any:
         life.worker.incarnation.transactions += 1  # type: ignore[attr-defined]  # the test's own
         return real(**named)
 
-    vars(life.worker.incarnation)["transaction"] = counted
+    vars(life.worker.incarnation)["open_transaction"] = counted
     life.worker.begin_work()
     life.quiet()
     assert world.count(Order.status == "paid") == 5
@@ -92,7 +90,7 @@ def test_an_outcome_whose_record_a_user_keeps_locked_is_tried_less_and_less_ofte
     with world.engine.begin() as connection:
         connection.execute(text("select * from orders where id = 1 for update"))
         gateway.gate.set()
-        until(lambda: life.worker._call_turns._locked_s > 0.2)
+        until(lambda: life.worker.components.call_turns._locked_s > 0.2)
         assert world.states() == ["begun"]
     life.quiet()
     assert world.order().status == "paid"
@@ -117,7 +115,7 @@ def test_a_life_whose_call_still_runs_in_a_thread_keeps_its_lock_after_the_stop(
     assert world.attempt().worker == first.worker.incarnation.id, "adopted while its call may still land"
     gateway.gate.set()
     until(lambda: gateway.done(1) == 1)
-    until(lambda: not first.worker.incarnation.liveness.is_held())
+    until(lambda: not first.worker.incarnation.liveness.has_lock())
     second.sweep()
     until(lambda: all(one.worker == second.worker.incarnation.id for one in world.attempts()))
     world.forward(3600)
@@ -143,11 +141,11 @@ def test_a_condition_that_cannot_be_asked_at_its_far_end_leaves_the_other_reacti
         return text("select nothing_of_that_name")
 
     def was_asked() -> bool:
-        lane.newest = True  # again and again: the turn that ends a pass forgets it
-        life.worker._wake.set()
+        lane.rows._newest = True  # again and again: the turn that ends a pass forgets it
+        life.worker.components.signals.wake.set()
         return bool(asked)
 
-    vars(lane.query)["select_cursors_after"] = broken
+    vars(lane.query.selects)["select_cursors_after"] = broken
     until(was_asked)
     world.orders(3, status="paid")
     until(lambda: world.count(Order.status == "noted") == 3)
@@ -212,11 +210,11 @@ def _questions(url: str, model: Any, *condition: ColumnElement[bool], load: Any 
 def test_one_statement_locks_asks_and_loads_only_where_the_row_alone_is_read(
     postgres_url: str, model: Any, condition: list[Any], alone: bool
 ) -> None:
-    assert _questions(postgres_url, model, *condition).reads_only_own_row is alone
+    assert _questions(postgres_url, model, *condition).selects.reads_only_own_row is alone
 
 
 def test_what_a_call_wants_loaded_with_its_record_is_read_after_the_lock(postgres_url: str) -> None:
-    assert not _questions(postgres_url, Crate, Crate.status == "new", load=[selectinload(Crate.labels)]).reads_only_own_row
+    assert not _questions(postgres_url, Crate, Crate.status == "new", load=[selectinload(Crate.labels)]).selects.reads_only_own_row
 
 
 def test_a_record_that_a_handler_read_before_its_lock_is_read_again_under_it(world: World) -> None:

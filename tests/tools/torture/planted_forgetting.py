@@ -10,7 +10,7 @@ from groundstate.store import tables
 
 
 def _forget(life: Incarnation, dead: int) -> int:
-    with life.transaction() as tx:
+    with life.open_transaction() as tx:
         return tx.connection.execute(delete(tables.attempt).where(tables.attempt.c.worker == dead)).rowcount
 
 

@@ -1,7 +1,7 @@
 """Begins calls: writes an attempt for each call, many in one transaction. A call is sent only after the commit of its attempt.
 
-Also processes existing attempts that are due: failed attempts, and attempts in doubt of this worker. rules/attempt.py decides what becomes
-of each attempt.
+Also processes attempts that exist already and are due: failed attempts, and this worker's attempts in doubt. rules/attempt.py decides what
+becomes of each attempt.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from groundstate.engine.handle import in_order, poison_guard, run_handler
+from groundstate.engine.handle.recheck_conditions import Work
 from groundstate.engine.handle.run_batch import Feed, attempt_after_failed_read, fail_unreadable_records
-from groundstate.engine.handle.run_handler import HandlerFailed, Work
+from groundstate.engine.handle.run_handler import HandlerFailed
 from groundstate.engine.rows import attempts, claim
 from groundstate.engine.rows.attempt_log import describe_try, log_given_up, log_if_held, log_kept, log_removed, log_unreadable, name_attempt
-from groundstate.engine.rows.claim import AttemptWithFacts, Claim, Taken, Unreadable
+from groundstate.engine.rows.claim import AttemptWithFacts, Claim, ClaimedRecord, Unreadable
 from groundstate.engine.rows.in_flight import InFlightCall, tenant_of
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import db_errors, group_scan, in_place_changes, readonly_record
 from groundstate.engine.sql.call_write_guard import PREPARE_CURE, refusing_writes
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.safe_text import describe_exception, running_user_code
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -35,7 +37,7 @@ from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, Facts, State
 from groundstate.rules.poison_suspects import TOGETHER
 from groundstate.rules.policy import LONG_AGO, MARGIN
-from groundstate.rules.retry import is_last_try_used, next_try_at
+from groundstate.rules.retry import is_last_try_used, next_try_at, reason_of_last_try
 from groundstate.rules.specs import Function
 from groundstate.values import keys
 from groundstate.values.answers import Failure
@@ -56,8 +58,8 @@ class Begun:
     new_calls: int = 0
     prepare_s: float = 0.0  # seconds spent in the user's `prepare`
     let_go: bool = False  # whether some attempts were left for later because handlers took long
-    denied: list[PrimaryKey] = field(default_factory=list)  # records without an attempt that were locked, but got no slot or token
-    denied_again: bool = False  # whether some record with an attempt got no slot or token: its attempt stays due
+    denied: list[PrimaryKey] = field(default_factory=list)  # keys of records without an attempt whose call got no slot or token
+    denied_again: bool = False  # whether a call for a record with an attempt got no slot or token, so that the attempt stays due
     expired: Counter[str] = field(default_factory=Counter)  # by reaction, how many of `changed` expired
 
     def add(self, other: Begun) -> None:
@@ -69,30 +71,31 @@ class Begun:
 
 
 Clocks = tuple[float, float]
-# A gate takes records, and for each whether it was tried before. It returns for each whether its call may begin.
+# A gate decides which calls may begin. It takes the records, and a bool for each: whether it was tried before. It returns a bool for each.
 Gate = Callable[[Sequence[Any], Sequence[bool]], Sequence[bool]]
 
 
 def admit_all(records: Sequence[Any], _again: Sequence[bool]) -> Sequence[bool]:
-    """Return True for each of these records, so that each call may begin. It is the gate used where there are no limits."""
+    """Return True for each of these records: every call may begin. This gate is used where there are no limits."""
     return [True] * len(records)
 
 
 def begin_calls(
     incarnation: Incarnation, tx: Transaction, query: ConditionQuery, feed: Feed, clock: tuple[float, float], gate: Gate = admit_all
 ) -> Begun:
-    """Claim records by their condition, and begin a call for each that `gate` lets pass, at most `feed.limit` of them. `clock` is a result
-    of `read_clocks` from before this.
+    """Claim records by their condition, and begin a call for each that `gate` lets pass, at most `feed.limit` of them.
+
+    clock: the result of an earlier call of `read_clocks`.
     """
     spec, suspect = query.spec, query.spec.name in incarnation.suspects
     found = claim_including_records_in_flight(tx, query, feed) if suspect else feed.claim_records(query, tx)
     result = Begun(claimed=found)
     chosen = [
-        one for one in found.taken if one.attempt is None or not _is_left_to_process_due_attempts(incarnation, query, one.attempt, tx.now)
+        one for one in found.records if one.attempt is None or not _is_left_to_process_due_attempts(incarnation, query, one.attempt, tx.now)
     ][: feed.limit]
     if suspect:
         result.changed = insert_attempts_in_doubt(incarnation, tx, query, [*chosen, *found.unreadable])
-        # A failed attempt of a suspect reaction had been in doubt and was settled: its call was surely not made.
+        # A suspect reaction begins each attempt as a doubt. A failed one was in doubt and was settled as not made: its call may begin.
         chosen = [one for one in chosen if one.attempt is not None and not incarnation.air.must_leave_alone(spec, one.text)]
     else:
         result.changed = fail_unreadable_records(incarnation, query, tx, found.unreadable)
@@ -117,7 +120,7 @@ def begin_calls(
             in_flights.append(flown[1])
     if spec.prepare is not None:
         result.prepare_s = incarnation.clock.monotonic() - began
-    written = attempts.insert(tx, new) | attempts.save(tx.connection, again)
+    written = attempts.insert_attempts(tx, new) | attempts.update_attempts(tx.connection, again)
     _detach_snapshots(tx)
     result.in_flights = [in_flight for in_flight in in_flights if in_flight.call in written]  # no call is sent without its attempt
     result.new_calls = len(result.in_flights)
@@ -127,8 +130,8 @@ def begin_calls(
 def claim_including_records_in_flight(tx: Transaction, query: ConditionQuery, feed: Feed) -> Claim:
     """Claim records, including those for which this worker has a call in flight.
 
-    Call it where each claimed record gets an attempt in doubt. Such an attempt starts no second call, and stands for the call in flight,
-    whose own attempt the database lost.
+    Call it where each claimed record without an attempt gets an attempt in doubt. If a call is in flight for such a record, the database
+    has lost the call's attempt, and the attempt in doubt takes its place. It begins no second call.
     """
     air, tx.air = tx.air, None
     try:
@@ -137,12 +140,14 @@ def claim_including_records_in_flight(tx: Transaction, query: ConditionQuery, fe
         tx.air = air
 
 
-def insert_attempts_in_doubt(incarnation: Incarnation, tx: Transaction, query: ConditionQuery, found: Sequence[Taken | Unreadable]) -> int:
+def insert_attempts_in_doubt(
+    incarnation: Incarnation, tx: Transaction, query: ConditionQuery, found: Sequence[ClaimedRecord | Unreadable]
+) -> int:
     """Insert an attempt in doubt for each of these records that has no attempt, and return how many. Call it while the reaction is suspect:
     a backup was put back, so the database may have lost a call for the record (hazard 46).
     """
     suspected = [_new_attempt_in_doubt(incarnation, query, one, tx.now) for one in found if one.attempt is None]
-    attempts.insert(tx, suspected)
+    attempts.insert_attempts(tx, suspected)
     return len(suspected)
 
 
@@ -160,7 +165,7 @@ def process_due_attempts(  # noqa: PLR0913  # every argument differs from call t
 ) -> Begun:
     """Decide what becomes of these attempts, as far as they are due, and begin at most `room` calls and lookups for them.
 
-    alone: True for a suspected attempt that careful mode runs while nothing else is in flight.
+    alone: whether careful mode has chosen the attempt, which is suspected of ending workers, to run while nothing else is in flight.
     hold_s: seconds after which this transaction starts no further handler.
     """
     looked = claim.lock_and_read_attempts(query, tx, identities)
@@ -181,8 +186,8 @@ def process_due_attempts(  # noqa: PLR0913  # every argument differs from call t
     for one in decided:
         looking.apply_decision(one, may_fly=one.attempt.identity in through)
     looking.add_failure_where_record_is_unreadable(looked)
-    attempts.save(tx.connection, looking.saved)
-    attempts.remove(tx.database, tx.connection, looking.removed)
+    attempts.update_attempts(tx.connection, looking.saved)
+    attempts.delete_attempts(tx.database, tx.connection, looking.removed)
     _detach_snapshots(tx)
     result = looking.result
     result.busy = list(looked.busy)
@@ -200,16 +205,18 @@ class _Decided:
 
     @property
     def wants_call_or_lookup(self) -> bool:
-        """Return whether a lookup or call is to be made now. A call must wait for its due time (which may have been moved, or the clock set
-        back), and for any other call that this worker has in flight for the record.
+        """Return whether a lookup or call is to be made now.
+
+        A call must wait until the record is due, since the due time may have been moved, or the clock set back. It must also wait until
+        this worker has no other call in flight for the record.
         """
         if isinstance(self.decision, rules.AskLookup):
             return True
         return isinstance(self.decision, rules.Begin) and not self.standing.early and not self.standing.in_the_air
 
     def must_be_called_alone(self, incarnation: Incarnation) -> bool:
-        """Return whether, in careful mode, no other call may be in flight beside the attempt's call. A lookup for the attempt may be made
-        at any time.
+        """Return whether the attempt's call must run alone in careful mode, with no other call in flight. A lookup for the attempt may be
+        made at any time.
         """
         return isinstance(self.decision, rules.Begin) and poison_guard.is_suspected(incarnation, self.attempt)
 
@@ -221,8 +228,8 @@ def _without_those_waiting_in_order(tx: Transaction, query: ConditionQuery, some
     begins = [one for one in some if isinstance(one.decision, rules.Begin)]
     failed = [(one.standing.key, one.standing.record) for one in begins if one.attempt.state is State.FAILED]
     doubts = [(one.standing.key, one.standing.record) for one in begins if one.attempt.state is State.DOUBT]
-    may = set(in_order.places_of_records_that_may_go(tx, query, failed)) if failed else set()
-    may |= in_order.doubts_that_may_go(tx, query, doubts) if doubts else set()
+    may = set(in_order.find_places_of_records_in_turn(tx, query, failed)) if failed else set()
+    may |= in_order.find_doubts_in_turn(tx, query, doubts) if doubts else set()
     return [one for one in some if one not in begins or one.standing.key in may]
 
 
@@ -264,7 +271,8 @@ class _ConsideredAttempts:
             case rules.GaveUp():
                 self._remove_or_hold(attempt, _run_gave_up_handler(self.incarnation, self.tx, self.query, standing, attempt))
             case rules.Expired(unsure=False) if self.incarnation.care.careful and attempt.reaction not in self.incarnation.suspects:
-                pass  # the handler may kill workers: left to the queue of expired records, which writes a begun attempt before it
+                # The handler may end the worker. The queue of expired records runs it instead, and writes a begun attempt before that.
+                pass
             case rules.Expired():
                 self._expire_attempt(attempt, standing)
             case _:
@@ -286,8 +294,10 @@ class _ConsideredAttempts:
             log_if_held(self.incarnation, held)
 
     def add_failure_where_record_is_unreadable(self, looked: claim.AttemptsUnderLock) -> None:
-        """Add a failure to each due attempt whose record cannot be read now. For an attempt in doubt, that counts as a lookup without an
-        answer, unless the rules hold the attempt whatever its record contains.
+        """Add a failure to each due attempt whose record cannot be read now.
+
+        An attempt in doubt is treated as if a lookup had given no answer. But if the rules would hold it even with a readable record, it is
+        held at once.
         """
         terms, now = self.query.spec.terms, self.tx.now
         for attempt, words in looked.unreadable.values():
@@ -346,14 +356,15 @@ def _is_last_try_used(query: ConditionQuery, attempt: Attempt, now: datetime) ->
     return is_last_try_used(query.spec.terms.retry, attempt.failures, attempt.since, now)
 
 
-def _new_attempt_in_doubt(incarnation: Incarnation, query: ConditionQuery, one: Taken | Unreadable, now: datetime) -> Attempt:
+def _new_attempt_in_doubt(incarnation: Incarnation, query: ConditionQuery, one: ClaimedRecord | Unreadable, now: datetime) -> Attempt:
     """Return a new attempt in doubt for a record of a suspect reaction: the call may have been made in the time that the database lost when
     a backup was put back (hazard 46).
     """
     new = attempts.new_attempt_of_record(query, one.text, one.occurrence, incarnation.id, now)
     return replace(
         new, state=State.DOUBT, unsure=True, next_at=now, first_at=LONG_AGO, deadline=now + query.spec.terms.timeout + MARGIN,
-        begun_with=query.begun_with_text,  # an assumption: a version of the application whose call differs will hold the attempt
+        # This assumes that the call was made as this version makes it. A version whose call differs will hold the attempt.
+        begun_with=query.attempts.begun_with_text,
         why="the database went back in time: it may have been called in the lost time",
     )  # fmt: skip
 
@@ -379,12 +390,12 @@ def _begun_attempt_and_call(  # noqa: PLR0913  # every argument differs from cal
         now=tx.now,
         deadline=deadline,
         together=together,
-        begun_with=query.begun_with_text,
+        begun_with=query.attempts.begun_with_text,
     )
     try:
         argument = _make_call_argument(tx, query, record, due)
     except Exception as error:
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             raise
         words = incarnation.shorten(f"prepare raised {describe_exception(error)}")
         failures = before.failures + 1
@@ -409,7 +420,7 @@ def _make_lookup(
     try:
         argument = _make_call_argument(tx, query, standing.record, standing.due)
     except Exception as error:
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             raise
         at = tx.now + max(query.spec.terms.retry.first, timedelta(seconds=1))
         return rules.on_lookup_unknown(attempt, at, incarnation.shorten(f"prepare raised {describe_exception(error)}")).attempt
@@ -500,7 +511,7 @@ def _make_in_flight_call(  # noqa: PLR0913  # every argument differs from call t
 
 
 def _set_tenant_and_in_order_value(in_flight: InFlightCall, record: Any) -> InFlightCall:
-    """Set the tenant and the `in_order` value (the line) of a call, both taken from its record, and return the call."""
+    """Set a call's tenant, and its `in_order` value as `line`, both taken from its record. Return the call."""
     query = in_flight.query
     in_flight.tenant = tenant_of(query, record)
     in_flight.line = (
@@ -517,7 +528,7 @@ def _run_gave_up_handler(
     """
     spec = query.spec
     if spec.gave_up is None:
-        return rules.hold_attempt(attempt, "the last try was used").attempt
+        return rules.hold_attempt(attempt, reason_of_last_try(spec.retry, attempt.failures)).attempt
     failure = Failure(attempt.error or "", attempt.call_no or attempt.failures, attempt.since)
     words = _run_handler_instead_of_call(incarnation, tx, query, standing, attempt, handler=spec.gave_up, arguments=(failure,))
     if words is None:
@@ -529,8 +540,8 @@ def _run_gave_up_handler(
 def _run_expired_handler(
     incarnation: Incarnation, tx: Transaction, query: ConditionQuery, standing: AttemptWithFacts, attempt: Attempt
 ) -> Attempt | None:
-    """Run the `expired` handler. Return None if it succeeded, so that the attempt may be deleted. Otherwise return the attempt as it is to
-    be tried again, or as held after the last try.
+    """Run the `expired` handler. Return None if it succeeded, so that the attempt may be deleted. Otherwise return the attempt, which is to
+    be tried again or, after the last try, is held.
     """
     spec, late = query.spec, query.query_for_expired
     assert late is not None  # noqa: S101  # only a reaction with `valid_for` expires, and it has `query_for_expired`
@@ -560,7 +571,7 @@ def _run_handler_instead_of_call(  # noqa: PLR0913  # every argument differs fro
         work = Work(standing.key, standing.record, attempt.occurrence, arguments, {"ctx": moment})
         run_handler.run_in_savepoint(query, tx, handler, work)
     except HandlerFailed as refused:
-        if refused.cause is not None and db_errors.is_transient(refused.cause):
+        if refused.cause is not None and db_errors.is_no_fault_of_record(refused.cause):
             raise refused.cause from None
         return incarnation.shorten(refused.error)
     tx.touched.add(query.entity, [standing.key], None)

@@ -11,16 +11,17 @@ from groundstate.engine.rows.in_flight import InFlightCall
 from groundstate.engine.sql.safe_text import safe_repr
 from groundstate.rules.specs import CallSpec
 
-NOTHING = object()  # stands in place of an outcome for a record that has none in the answer
+NOTHING = object()  # stands for the outcome of a record that the answer leaves out
 _ASKED = "return one outcome for each record, in the records' order, NotDone(...) where surely nothing was done; or a dict by record"
-_LONGEST = 60  # characters of a key that an error message shows at most
+_LONGEST = 60  # the most characters of a key that an error message shows
 
 
 def group_calls_for_call_many(in_flights: Iterable[InFlightCall]) -> Iterator[tuple[CallSpec, list[InFlightCall]]]:
-    """Yield pairs (declared call, the calls in flight that one `call_many` makes together). Calls that are no `call_many` are left out.
+    """Yield pairs (declared call, the calls in flight that one `call_many` makes together). Leave out calls that are not declared as
+    `call_many`.
 
-    One record may make the call fail for its whole group. So after each failure, a record is sent in a group of a quarter of the size, and
-    at last alone.
+    One record may make the call fail for its whole group. So each failure of a record divides the size of its next group by four, until the
+    record is sent alone.
     """
     alike: dict[tuple[CallSpec, int], list[InFlightCall]] = {}
     for in_flight in in_flights:

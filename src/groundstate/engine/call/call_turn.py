@@ -1,9 +1,8 @@
-"""Runs the call turns of one worker, and keeps track of its calls in flight, of their results, and of the slots (shares of a limit) that
-ended calls free. executor.py makes the calls.
+"""Runs the call turns of one worker. It also keeps track of the calls in flight, of their results, and of the slots (shares of a limit)
+that become free when calls end. executor.py makes the calls.
 
 A turn is one transaction: it applies (concludes) all results that have arrived, then begins new calls in the freed slots. The next turn
-starts after its commit. If calls are short and all slots are used, a turn only begins calls, and the next turn concludes the results: a
-slot is then unused for the shorter of two transactions.
+starts after its commit.
 """
 
 from __future__ import annotations
@@ -19,17 +18,15 @@ from groundstate.clock import Clock
 from groundstate.engine.call import begin, conclude
 from groundstate.engine.call.dispatch import Dispatch, QueueTrouble
 from groundstate.engine.call.executor import CallExecutor
-from groundstate.engine.call.failed_calls import FailedCalls
-from groundstate.engine.call.kept_outcomes import LockedResultsLog
 from groundstate.engine.call.limiter import Limits, tenant_and_service_scopes, tenant_scope
+from groundstate.engine.call.result_log import FailedCalls, LockedResultsLog
 from groundstate.engine.call.semaphore import LimitedScope
-from groundstate.engine.handle import close_without_call
-from groundstate.engine.handle.apply_outcome import AttemptFilter, SomeHandlerFailed, match_every_attempt, match_no_attempt
-from groundstate.engine.handle.run_handler import Work
+from groundstate.engine.handle.apply_outcome import AttemptFilter, SomeHandlerFailed, always_one_by_one, never_one_by_one
+from groundstate.engine.handle.recheck_conditions import Work
 from groundstate.engine.rows import attempts
 from groundstate.engine.rows.attempt_log import name_record
 from groundstate.engine.rows.attempts import Identity
-from groundstate.engine.rows.in_flight import CallResult, FoundAbsent, InFlightCall, Returned, Unclear, read_clocks, seconds_since_clocks
+from groundstate.engine.rows.in_flight import CallResult, FoundAbsent, InFlightCall, Returned, Unclear, read_clocks
 from groundstate.engine.sql import db_errors, related_rows
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.db_errors import LostUpdate, RelatedRow
@@ -39,9 +36,8 @@ from groundstate.engine.sql.transaction import Transaction
 from groundstate.engine.watch import locked_tables, missing_columns, raising_conditions, slow_conditions
 from groundstate.engine.watch.trace_hooks import Committed
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, postpone_queue
+from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.rules.attempt import State
-from groundstate.rules.median_cost import UsualDuration
 from groundstate.store.tables import attempt as table
 from groundstate.values.errors import WentBackError
 
@@ -63,26 +59,25 @@ class CallTurns:
         self._results: list[CallResult] = []  # results taken from the inbox that are not concluded yet
         # Handlers that ran in the open transaction, with their conditions and their trace.
         self._carried_out: list[tuple[ConditionQuery, Sequence[Work], TracedTransaction | None]] = []
-        self._tried: set[int] = set()  # numbers of calls whose results are in a commit that may or may not have succeeded
-        self._removing: set[int] = set()  # numbers of calls in `_tried` whose attempts that commit deletes
-        self._removed: dict[int, None] = {}  # numbers of calls whose attempts were deleted by a commit that surely succeeded
-        # numbers of calls that were not sent, because nobody knows whether the transaction that began them was committed
+        self._tried: set[int] = set()  # call numbers: the results of these calls are in a commit that may or may not have succeeded
+        self._removing: set[int] = set()  # call numbers, a subset of `_tried`: the attempts of these calls are deleted by that commit
+        self._removed: dict[int, None] = {}  # call numbers: the attempts of these calls were deleted by a commit that surely succeeded
+        # call numbers: these calls were not sent, because nobody knows whether the transaction that began them was committed
         self._unanswered: dict[int, None] = {}
         self._flying: dict[tuple[int, bool], InFlightCall] = {}
-        # Outcomes concluded lately under the policy `same_key`: a call that timed out but goes on may return an equal outcome.
+        # Outcomes concluded lately under the policy `same_key`. They are kept because a call that timed out but goes on may return an equal
+        # outcome.
         self._recent_outcomes: dict[Identity, Any] = {}
         self._locked_s = LOCKED_S
-        self._met_locked: list[CallResult] = []  # results skipped by the open transaction, since others had locked their records
+        # results that the open transaction skipped, because another transaction had locked their records
+        self._met_locked: list[CallResult] = []
         self._doubts: list[CallResult] = []  # results for which the open transaction puts attempts in doubt
         self._unasked: list[tuple[CallResult, str]] = []  # pairs (result, error): the condition raised the error for the result's record
         self._kept = LockedResultsLog(worker_state)
         self._let_go = False  # whether some results were left for the next turn, which then follows at once
-        self._nothing_left = False  # whether the last turn that concluded results concluded all of them
-        self._call_duration = UsualDuration()  # seconds from when a call is begun until its result arrives
-        self._turn_duration = UsualDuration()  # seconds for concluding results and beginning calls, in one transaction or in two
-        self._begin_only_s = 0.0  # seconds that the turn before took if it only began calls; otherwise 0
-        self._first_result_at: float | None = None  # monotonic seconds at which `_results` got its first; None once a turn takes it
-        self.left_in_doubt: set[int] = set()  # numbers of calls whose outcome is unknown when a stopping worker ends
+        # monotonic seconds at which `_results` got its first result; None once a turn has taken that result
+        self._first_result_at: float | None = None
+        self.left_in_doubt: set[int] = set()  # call numbers: the outcome of these calls is unknown when a stopping worker ends
         self.limits = Limits(worker_state)
         self._failed = FailedCalls(worker_state.incarnation.shorten, worker_state.incarnation.lines)
         self._dispatch = Dispatch(worker_state, self.limits, self._flying, self._identities_in_flight)
@@ -120,7 +115,9 @@ class CallTurns:
         return self._dispatch.room_for_calls(queue, now) > 0
 
     def seconds_to_wait(self, now: float) -> float | None:
-        """Return for how many seconds no call has to be begun or concluded; None if only a new result or hint can end that time."""
+        """Return the seconds until a call has to be begun or concluded. None if no such time is known: only a new result or hint brings
+        work.
+        """
         if self._let_go or (self._inbox and self._first_result_at is None):
             return 0.0
         if self._results:
@@ -138,7 +135,7 @@ class CallTurns:
         queues = [queue for queue in worker_state.queues if queue.query.spec.call is not None]
         now = self._worker_state.clock.monotonic()
         self.limits.prepare_turn(now)
-        stuck = {queue.query for queue in queues if queue.not_before > now}
+        stuck = {queue.query for queue in queues if queue.postponement.not_before > now}
         # A result stays in `_results` until it is concluded.
         results = [result for result in self._results if result.in_flight.query not in stuck]
         freed = self._slots_freed_by(results)
@@ -148,14 +145,10 @@ class CallTurns:
             return
         if self._waits_for_more_results(now):
             return
-        begin_only = self._begins_before_concluding(results, wanting, freed, now)
-        self._nothing_left = False
-        if begin_only:
-            results, self._let_go = [], True
         started = self._worker_state.clock.monotonic()
-        told, came = worker_state.watched.transaction(results), Committed()
+        end_trace, committed = worker_state.watched.trace_transaction(results), Committed()
         try:
-            done, begun = self._commit_turn(results, wanting, freed if begin_only else None)
+            concluded, begun = self._commit_turn(results, wanting)
         except (SomeHandlerFailed, LostUpdate) as failed:
             self._conclude_after_failure(results, failed)
         except QueueTrouble as error:
@@ -163,42 +156,33 @@ class CallTurns:
         except Exception as error:
             self._conclude_after_error(error, results, wanting)
         else:
-            came = Committed(len(done), len(begun.in_flights))
-            if not begin_only:
-                self._forget_concluded_results(done)
-                self._nothing_left = not self._results
+            committed = Committed(len(concluded), len(begun.in_flights))
+            self._forget_concluded_results(concluded)
             self._send_begun_calls(begun)
-            took_s = worker_state.clock.monotonic() - started
-            self._note_turn_duration(took_s, begin_only=begin_only)
-            worker_state.sleep_for_other_writers(took_s)
+            worker_state.batch_locks.sleep_for_other_writers(worker_state.clock.monotonic() - started)
         finally:
             for call in list(self._unanswered)[:-UNANSWERED_MOST]:
                 del self._unanswered[call]
             self.limits.end_transaction()
             worker_state.incarnation.at_work = None
-            told(came)
+            end_trace(committed)
 
-    def _commit_turn(
-        self, results: Sequence[CallResult], wanting: Sequence[WorkQueue], freed: Counter[LimitedScope] | None
-    ) -> tuple[list[CallResult], begin.Begun]:
-        """Commit the transaction of one turn. Return a pair: the results that it concluded, and what it began.
-
-        freed: by service or tenant, the slots in which it may begin calls; None: the slots freed by the results that it concludes.
-        """
+    def _commit_turn(self, results: Sequence[CallResult], wanting: Sequence[WorkQueue]) -> tuple[list[CallResult], begin.Begun]:
+        """Commit the transaction of one turn. Return a pair: the results that it concluded, and what it began."""
         worker_state = self._worker_state
         clock = read_clocks(worker_state.clock)
-        with worker_state.incarnation.air.concluding_transaction(), worker_state.incarnation.transaction() as tx:
-            done = self._conclude_results(tx, results, one_by_one=match_no_attempt)
-            self._tried |= {result.in_flight.call for result in done}
-            worker_state.incarnation.air.note_concluded(result.in_flight.spec_and_record for result in done if self._ends_call(result))
-            self.limits.begin_transaction(tx, self._slots_freed_by(done) if freed is None else freed)
-            begun = self._dispatch.begin_calls(tx, worker_state.rotate_queues(list(wanting)), clock)
+        with worker_state.incarnation.air.concluding_transaction(), worker_state.incarnation.open_transaction() as tx:
+            concluded = self._conclude_results(tx, results, one_by_one=never_one_by_one)
+            self._tried |= {result.in_flight.call for result in concluded}
+            worker_state.incarnation.air.note_concluded(result.in_flight.spec_and_record for result in concluded if self._ends_call(result))
+            self.limits.begin_transaction(tx, self._slots_freed_by(concluded))
+            begun = self._dispatch.begin_calls(tx, worker_state.rotation.rotate_queues(list(wanting)), clock)
             self._unanswered.update((in_flight.call, None) for in_flight in begun.in_flights if not in_flight.is_lookup)
-        return done, begun
+        return concluded, begun
 
     def _exclude_queue_for_a_while(self, error: QueueTrouble) -> None:
-        """Keep the work queue whose calls could not be begun out of the next turns. The next turn, for the other queues, follows at
-        once.
+        """Postpone a work queue whose calls could not be begun: the next turns leave it out. The next turn, for the other queues, follows
+        at once.
         """
         cause = error.__cause__
         if (
@@ -207,7 +191,7 @@ class CallTurns:
             or raising_conditions.search_if_condition_raised(self._worker_state, error.queue, cause)
         ):
             return
-        postpone_queue(error.queue)
+        error.queue.postpone_after_error()
         log.error(
             "%s: its calls could not be begun, and are tried again",
             error.queue.name,
@@ -216,8 +200,8 @@ class CallTurns:
         )
 
     def _conclude_after_error(self, error: Exception, results: Sequence[CallResult], wanting: Sequence[WorkQueue]) -> None:
-        """Conclude these results, without beginning calls, after an error in their turn. Raises the error if the cause is a transient error
-        or a lost commit of the database, or if there are no results.
+        """Conclude these results after an error in their turn, and begin no calls. Raises the error again if it is transient, if the
+        database has lost commits, or if there are no results.
         """
         if (
             isinstance(error, DBAPIError)
@@ -225,38 +209,9 @@ class CallTurns:
             and locked_tables.bar_queues_on_locked_tables(self._worker_state, self._queues_in_turn(results, wanting))
         ):
             return  # the next turn concludes the results that concern no locked table
-        if db_errors.is_transient(error) or isinstance(error, WentBackError) or not results:
+        if db_errors.is_no_fault_of_record(error) or isinstance(error, WentBackError) or not results:
             raise error
         self._conclude_with_failing_apart(results)
-
-    def _begins_before_concluding(
-        self, results: Sequence[CallResult], wanting: Sequence[WorkQueue], freed: Counter[LimitedScope], now: float
-    ) -> bool:
-        """Return whether this turn only begins calls, in the slots of the calls that have ended, and leaves their results to the next turn.
-
-        It pays only if all slots are used and calls are short, since unused slots then cost much, and if calls last longer than a turn,
-        since a second transaction costs a turn. Results that an earlier turn could not conclude come first: otherwise more and more of them
-        would be kept in memory.
-        """
-        if not (self._nothing_left and results and freed) or self._worker_state.stopping is not None:
-            return False
-        turn_s = self._turn_duration.seconds
-        return (
-            turn_s > 0
-            and FEWEST_TURNS * turn_s <= self._call_duration.seconds <= MOST_TURNS * turn_s
-            and all(isinstance(result, Returned) for result in results)
-            and all(
-                queue.query.spec.prepare is None and queue.query.spec.in_order is None and not self.has_room_for_call(queue, now)
-                for queue in wanting
-            )
-        )
-
-    def _note_turn_duration(self, seconds: float, *, begin_only: bool) -> None:
-        if begin_only:
-            self._begin_only_s = seconds
-        else:
-            self._turn_duration.record(seconds + self._begin_only_s)
-            self._begin_only_s = 0.0
 
     def _queues_that_may_begin(self, queues: Sequence[WorkQueue], now: float, freed: Counter[LimitedScope]) -> list[WorkQueue]:
         alone = self._worker_state.alone
@@ -266,16 +221,16 @@ class CallTurns:
             queue
             for queue in queues
             if queue.has_work
-            and queue.not_before <= now
-            and ((queue.due and not queue.seen_full) or self._dispatch.room_for_calls(queue, now, freed) > 0)
+            and queue.postponement.not_before <= now
+            and ((queue.due_work.has_due_attempts and not queue.due_work.seen_full) or self._dispatch.room_for_calls(queue, now, freed) > 0)
         ]
 
     def _queues_in_turn(self, results: Sequence[CallResult], wanting: Sequence[WorkQueue]) -> list[WorkQueue]:
         return list(dict.fromkeys([*(self._worker_state.queue_named(result.in_flight.query.spec.name) for result in results), *wanting]))
 
     def _waits_for_more_results(self, now: float) -> bool:
-        """Return whether to wait for more results before concluding. It is worth it if only few of the calls in flight have returned, and
-        only just now: one commit is then made for more of them.
+        """Return whether to wait for more results before concluding. This is so if only few of the calls in flight have returned, and only
+        just now: after a short wait, one commit can conclude more results.
         """
         if not self._results:
             self._first_result_at = None
@@ -293,8 +248,6 @@ class CallTurns:
         while self._inbox:
             result = self._inbox.popleft()
             self._worker_state.tally.count_ended(result)
-            if isinstance(result, Returned):
-                self._call_duration.record(seconds_since_clocks(result.in_flight.begun, self._worker_state.clock))
             self._results.append(result)
             result.in_flight.answered = True
         for in_flight in list(self._flying.values()):
@@ -311,29 +264,29 @@ class CallTurns:
     def _conclude_results(
         self, tx: Transaction, results: Sequence[CallResult], *, one_by_one: AttemptFilter, refused: str | None = None
     ) -> list[CallResult]:
-        done: list[CallResult] = []
+        concluded: list[CallResult] = []
         self._carried_out, self._met_locked, self._doubts, self._unasked = [], [], [], []
-        until_s = self._worker_state.clock.monotonic() + self._worker_state.target_hold_s
-        for query, some in _group_by_query(results).items():
+        until_s = self._worker_state.clock.monotonic() + self._worker_state.batch_locks.target_hold_s
+        for query, results_of_query in _group_by_query(results).items():
             self._worker_state.incarnation.at_work = query.spec.name
             written = conclude.conclude_results(
-                self._worker_state.incarnation, tx, query, some,
+                self._worker_state.incarnation, tx, query, results_of_query,
                 one_by_one=one_by_one, was_concluded_by_us=self._was_concluded_by_us, refused=refused, until_s=until_s,
                 may_wait=self._worker_state.stopping is None,
             )  # fmt: skip
-            done += written.done
+            concluded += written.done
             self._let_go |= bool(written.let_go)
             self._met_locked += written.locked
             self._unasked += written.unasked
             self._doubts += written.doubts
             self._removing |= written.removed
             self._carried_out.append((query, written.works, written.watch))
-        return done
+        return concluded
 
     def _was_concluded_by_us(self, result: CallResult) -> bool:
-        """Return whether this worker may itself have deleted the attempt of this result, which is missing. It may if an earlier commit with
-        this result may have succeeded (and the lock was never lost), if an earlier result of this call deleted the attempt, or if an equal
-        outcome was concluded under its idempotency key.
+        """Return whether this worker itself may have deleted the missing attempt of this result. There are three such cases: an earlier
+        commit with this result may have succeeded (and the lock was never lost); an earlier result of this call deleted the attempt; or an
+        equal outcome was concluded under the same idempotency key.
         """
         incarnation = self._worker_state.incarnation
         if (
@@ -355,14 +308,14 @@ class CallTurns:
         """Conclude the results, with a savepoint for each record whose handler fails, or for every record if nobody knows which ones fail.
         If even the commit fails, each result gets its own transaction. Results that are not concluded stay in `_results`.
         """
-        for query, some in _group_by_query(results).items():
+        for query, results_of_query in _group_by_query(results).items():
             try:
-                if failed is None or not self._conclude_with_known_failing_apart(query, some, failed):
-                    self._conclude_in_one_transaction(some, one_by_one=match_every_attempt)
+                if failed is None or not self._conclude_with_known_failing_apart(query, results_of_query, failed):
+                    self._conclude_in_one_transaction(results_of_query, one_by_one=always_one_by_one)
             except Exception as error:
-                if db_errors.is_transient(error):
+                if db_errors.is_no_fault_of_record(error):
                     raise
-                self._conclude_in_own_transactions(query, some)
+                self._conclude_in_own_transactions(query, results_of_query)
 
     def _conclude_with_known_failing_apart(self, query: ConditionQuery, results: Sequence[CallResult], failed: SomeHandlerFailed) -> bool:
         """Conclude the results in one transaction, with savepoints only for the records whose handlers fail. Return False, without having
@@ -370,17 +323,17 @@ class CallTurns:
         """
         try:
             if failed.reaction != query.spec.name:
-                self._conclude_in_one_transaction(results, one_by_one=match_no_attempt)
+                self._conclude_in_one_transaction(results, one_by_one=never_one_by_one)
                 return True
-            told = failed if failed.apart else self._find_failing_attempts(query, results)
-            known = told.apart | told.others
-            some = [result for result in results if not isinstance(result, Returned) or result.in_flight.identity in known]
-            if not known or (not told.apart and len(some) == len(results)):
+            failing = failed if failed.apart else self._find_failing_attempts(query, results)
+            known = failing.apart | failing.others
+            results_now = [result for result in results if not isinstance(result, Returned) or result.in_flight.identity in known]
+            if not known or (not failing.apart and len(results_now) == len(results)):
                 return False
-            self._conclude_in_one_transaction(some, one_by_one=told.apart.__contains__)
+            self._conclude_in_one_transaction(results_now, one_by_one=failing.apart.__contains__)
         except SomeHandlerFailed:
             return False
-        self._let_go |= len(some) < len(results)
+        self._let_go |= len(results_now) < len(results)
         return True
 
     def _find_failing_attempts(self, query: ConditionQuery, results: Sequence[CallResult]) -> SomeHandlerFailed:
@@ -388,32 +341,32 @@ class CallTurns:
         if len(returned) < 2:
             return SomeHandlerFailed(query.spec.name)
         try:
-            with self._worker_state.incarnation.transaction() as tx:
+            with self._worker_state.incarnation.open_transaction() as tx:
                 conclude.conclude_results(
-                    self._worker_state.incarnation, tx, query, returned, one_by_one=match_no_attempt,
+                    self._worker_state.incarnation, tx, query, returned, one_by_one=never_one_by_one,
                     was_concluded_by_us=self._was_concluded_by_us, only_search=True,
-                    until_s=self._worker_state.clock.monotonic() + self._worker_state.target_hold_s,
+                    until_s=self._worker_state.clock.monotonic() + self._worker_state.batch_locks.target_hold_s,
                 )  # fmt: skip
                 raise AssertionError("a search raises SomeHandlerFailed")
-        except SomeHandlerFailed as told:
-            return told
+        except SomeHandlerFailed as failing:
+            return failing
 
     def _conclude_after_failure(self, results: Sequence[CallResult], failed: SomeHandlerFailed | LostUpdate) -> None:
-        """Conclude the results again after a failed try. After a lost update, the rows that were updated by others are locked first; after
-        a failed handler, the failing records are concluded apart. Results that are not concluded stay in `_results`.
+        """Conclude the results again after a failed try. After a lost update, the rows that other transactions updated are locked first.
+        After a failed handler, the handlers of the failing records run in savepoints. Results that are not concluded stay in `_results`.
         """
         try:
             if isinstance(failed, LostUpdate):
-                self._conclude_in_one_transaction(results, one_by_one=match_no_attempt, first=failed.rows)
+                self._conclude_in_one_transaction(results, one_by_one=never_one_by_one, first=failed.rows)
             else:
                 self._conclude_with_failing_apart(results, failed)
-        except SomeHandlerFailed as some:
-            self._conclude_with_failing_apart(results, some)
+        except SomeHandlerFailed as failed_again:
+            self._conclude_with_failing_apart(results, failed_again)
         except LostUpdate as lost:
             log.warning("%s; the results are concluded in a later turn", lost, extra={"event": "conclude_crossed"})
 
     def _conclude_in_own_transactions(self, query: ConditionQuery, results: Sequence[CallResult]) -> None:
-        until_s = self._worker_state.clock.monotonic() + self._worker_state.target_hold_s
+        until_s = self._worker_state.clock.monotonic() + self._worker_state.batch_locks.target_hold_s
         try:
             for result in results:
                 if result is not results[0] and self._worker_state.clock.monotonic() >= until_s:
@@ -422,13 +375,13 @@ class CallTurns:
                 self._conclude_one_result(result)
         except Exception as error:
             queue = self._worker_state.queue_named(query.spec.name)
-            if db_errors.is_transient(error):
+            if db_errors.is_no_fault_of_record(error):
                 raise
             if missing_columns.wait_if_schema_misfit(self._worker_state, queue, error) or raising_conditions.search_if_condition_raised(
                 self._worker_state, queue, error
             ):
                 return
-            postpone_queue(queue)  # the table is gone or cannot be queried: this reaction waits, and the others go on
+            queue.postpone_after_error()  # the table is gone or cannot be queried: this reaction waits, and the others go on
             log.exception(
                 "%s: the results of its calls cannot be concluded, and are tried again",
                 query.spec.name,
@@ -444,35 +397,35 @@ class CallTurns:
         first: frozenset[RelatedRow] = related_rows.NO_ROWS,
     ) -> None:
         def conclude_after_locking(met: frozenset[RelatedRow]) -> list[CallResult]:
-            with self._worker_state.incarnation.transaction() as tx:
+            with self._worker_state.incarnation.open_transaction() as tx:
                 tx.lock_first(first | met)
-                done = self._conclude_results(tx, results, one_by_one=one_by_one, refused=refused)
-                self._tried |= {result.in_flight.call for result in done}
-            return done
+                concluded = self._conclude_results(tx, results, one_by_one=one_by_one, refused=refused)
+                self._tried |= {result.in_flight.call for result in concluded}
+            return concluded
 
         self._forget_concluded_results(related_rows.redo_lost_updates(conclude_after_locking))
 
     def _conclude_one_result(self, result: CallResult) -> None:
         try:
-            self._conclude_in_one_transaction([result], one_by_one=match_every_attempt)
+            self._conclude_in_one_transaction([result], one_by_one=always_one_by_one)
         except Exception as error:
-            if db_errors.is_transient(error):
+            if db_errors.is_no_fault_of_record(error):
                 raise
             self._conclude_in_one_transaction(
-                [result], one_by_one=match_every_attempt, refused=f"its commit was refused: {describe_exception(error)}"
+                [result], one_by_one=always_one_by_one, refused=f"its commit was refused: {describe_exception(error)}"
             )
 
-    def _forget_concluded_results(self, done: Sequence[CallResult]) -> None:
+    def _forget_concluded_results(self, concluded: Sequence[CallResult]) -> None:
         """Remove the results that a commit has concluded, and report them to the log and the limits. The other results stay for the next
         turn.
         """
-        finished = {id(result) for result in done}
-        self._locked_s = LOCKED_S if done else min(self._locked_s * 2, LOCKED_MOST_S)
+        finished = {id(result) for result in concluded}
+        self._locked_s = LOCKED_S if concluded else min(self._locked_s * 2, LOCKED_MOST_S)
         self._results = [result for result in self._results if id(result) not in finished]
         worker_state = self._worker_state
-        worker_state.took += len(done)
-        if done:
-            worker_state.took_last = done[-1].in_flight.query.spec.name
+        worker_state.progress.count_done(len(concluded))
+        if concluded:
+            worker_state.progress.note_reaction(concluded[-1].in_flight.query.spec.name)
         for query, works, watch in self._carried_out:
             worker_state.incarnation.rings.count_carried_out(query, works, watch)
             if works:
@@ -484,7 +437,7 @@ class CallTurns:
         self._kept.note_locked_results(self._met_locked, self._results, now)
         self._kept.note_results_of_raising_conditions(self._unasked, self._results, now)
         doubts = {id(result) for result in self._doubts}
-        for result in done:
+        for result in concluded:
             in_flight = result.in_flight
             self._tried.discard(in_flight.call)
             if in_flight.call in self._removing:
@@ -505,17 +458,17 @@ class CallTurns:
                 worker_state.request_due_query()
 
     def _ends_call(self, result: CallResult) -> bool:
-        """Return whether the call is over when this result is concluded. It is not if its thread or task is still running."""
+        """Return whether the call is over when this result is concluded. False if the call's thread or task is still running."""
         flying = (result.in_flight.call, result.in_flight.is_lookup) in self._flying
         return flying and not (isinstance(result, Unclear) and result.running)
 
     # ---- beginning calls -----------------------------------------------------------------------------------------------------------
     def _slots_freed_by(self, results: Sequence[CallResult]) -> Counter[LimitedScope]:
-        """Return, by service and tenant, how many slots become free when these results are concluded. The commit that concludes them may
-        give these slots to new calls, which are sent only if it succeeds.
+        """Return, by service and tenant, how many slots become free when these results are concluded. The transaction that concludes the
+        results may give these slots to new calls. The new calls are sent only if its commit succeeds.
 
-        In careful mode no slot becomes free before the commit, since a call counts as in flight until then. Nor does a slot of a service or
-        tenant with a failed call: its circuit breaker must count the failure first.
+        In careful mode no slot becomes free before the commit, since a call counts as in flight until then. If a call failed, the slots of
+        its service and tenant become free only after the commit as well, since the circuit breaker must count the failure first.
         """
         if self._worker_state.incarnation.care.careful:
             return Counter()
@@ -525,13 +478,15 @@ class CallTurns:
         return Counter(place for in_flight in flown for place in tenant_and_service_scopes(in_flight))
 
     def _identities_in_flight(self) -> set[Identity]:
-        """Return the attempts that must not be processed now: their call is in flight, or its result is not concluded yet."""
+        """Return the identities of the attempts that must not be processed now: their call is in flight, or the result of the call is not
+        concluded yet.
+        """
         return {in_flight.identity for in_flight in self._flying.values()} | {
             result.in_flight.identity for result in [*self._results, *self._inbox]
         }
 
     def _send_begun_calls(self, begun: begin.Begun) -> None:
-        """Send the begun calls. Call it after the commit, never before."""
+        """Send the begun calls. Use this method only after the commit."""
         if begun.new_calls:
             self._worker_state.incarnation.store_begin_counts()
         for in_flight in begun.in_flights:
@@ -541,7 +496,7 @@ class CallTurns:
             self.limits.count_sent_call(in_flight)
         self._worker_state.tally.count_begun(begun.in_flights)
         self.caller.start(begun.in_flights)
-        self._worker_state.tally.expired.update(begun.expired)
+        self._worker_state.tally.count_expired(begun.expired)
         if begun.changed:
             self._worker_state.request_due_query()
 
@@ -562,33 +517,35 @@ class CallTurns:
         with self._worker_state.database.reading() as connection:
             begun = attempts.fetch_attempts(connection, mine)
         known = {call for call, _ in self._flying} | {result.in_flight.call for result in [*self._results, *self._inbox]}
-        unknown = [one for one in begun if one.call not in known]
+        unknown = [attempt for attempt in begun if attempt.call not in known]
         if unknown:
-            with incarnation.transaction() as tx:
-                close_without_call.settle_begun_without_call(tx, unknown, self._unanswered)
+            with incarnation.open_transaction() as tx:
+                conclude.settle_begun_without_call(tx, unknown, self._unanswered)
             self._worker_state.request_due_query()
 
     def cancel_overtaken_calls(self) -> None:
-        """Cancel those calls in flight, declared with `stop_when_overtaken`, for whose record the condition no longer holds."""
+        """Cancel the calls in flight whose record no longer meets the condition, if they are declared with `stop_when_overtaken`."""
         in_flights = [
-            one for one in self._flying.values() if not one.is_lookup and one.query.spec.call and one.query.spec.call.stop_when_overtaken
+            in_flight
+            for in_flight in self._flying.values()
+            if not in_flight.is_lookup and in_flight.query.spec.call and in_flight.query.spec.call.stop_when_overtaken
         ]
         for query in {in_flight.query for in_flight in in_flights}:
             queue = self._worker_state.queue_named(query.spec.name)
-            if queue.lacks is not None or queue.barred is not None:
+            if queue.postponement.cannot_be_queried:
                 continue  # the condition cannot be queried: a column or table is missing, or a table is locked
-            some = [in_flight for in_flight in in_flights if in_flight.query is query]
+            in_flights_of_query = [in_flight for in_flight in in_flights if in_flight.query is query]
             keys = [
-                query.key_from_text(in_flight.identity[2]) for in_flight in some
-            ]  # each of these texts was made of a key, so it can be parsed
+                query.keys.key_from_text(in_flight.identity[2]) for in_flight in in_flights_of_query
+            ]  # each of these texts was made from a key, so it can be parsed
             try:
                 with self._worker_state.database.reading(wait=locked_tables.WAIT) as connection:
-                    holding = {tuple(row) for row in connection.execute(query.select_holding_keys(keys))}
+                    holding = {tuple(row) for row in connection.execute(query.selects.select_holding_keys(keys))}
             except Exception as error:
                 if not (db_errors.is_fault_of_statement(error) or (isinstance(error, DBAPIError) and db_errors.is_lock_timeout(error))):
                     raise
                 continue  # nobody knows whether these calls are overtaken, so none is cancelled
-            self.caller.cancel([in_flight for in_flight, key in zip(some, keys, strict=True) if key not in holding])
+            self.caller.cancel([in_flight for in_flight, key in zip(in_flights_of_query, keys, strict=True) if key not in holding])
 
     def finish_drain(self) -> bool:
         """Return whether a stopping worker has nothing left to do for calls. Once the time limit for stopping is over, record that calls
@@ -615,11 +572,11 @@ class CallTurns:
 
 
 RECENT_OUTCOMES_MOST = 1000  # number of outcomes that `_recent_outcomes` keeps
-REMOVED_MOST = 10_000  # number of calls that `_removed` keeps; for a second result of an older call, its attempt seems deleted by hand
-UNANSWERED_MOST = 10_000  # number of calls that `_unanswered` keeps; an older call that was committed as begun is put in doubt
-FEWEST_TURNS, MOST_TURNS = 2, 20  # for a turn that only begins calls: a call must last at least, and at most, this many turns
-LINGER_S = 0.001  # seconds that a turn waits for more results at most
-LINGER_SHARE = 4  # a turn stops waiting once one in this many of the calls in flight has returned
+# number of calls that `_removed` keeps; if a second result of an older call arrives, the call's attempt seems to have been deleted by hand
+REMOVED_MOST = 10_000
+UNANSWERED_MOST = 10_000  # number of calls that `_unanswered` keeps; for an older call, a begun attempt that was committed is put in doubt
+LINGER_S = 0.001  # the longest time, in seconds, that a turn waits for more results
+LINGER_SHARE = 4  # a turn stops waiting once 1/LINGER_SHARE of the calls in flight have returned
 LOCKED_S = 0.02  # seconds until a result whose record is locked is tried again; doubled after each try
 LOCKED_MOST_S = 1.0  # seconds: the longest wait until a result whose record is locked is tried again
 LAST_WRITES_S = 5.0  # seconds left, after the time limit for stopping, to record which calls are in doubt

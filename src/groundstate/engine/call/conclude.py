@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -16,8 +16,8 @@ from typing import Any
 
 from sqlalchemy import select
 
-from groundstate.engine.handle.apply_outcome import AttemptFilter, Conclusion, OutcomeToApply, pen_of
-from groundstate.engine.handle.run_handler import Work
+from groundstate.engine.handle.apply_outcome import AttemptFilter, Conclusion, OutcomeToApply, outcome_writer_of
+from groundstate.engine.handle.recheck_conditions import Work
 from groundstate.engine.rows import attempts, claim, outcome_json
 from groundstate.engine.rows.attempt_log import name_attempt, name_record
 from groundstate.engine.rows.claim import AttemptWithFacts
@@ -103,7 +103,7 @@ class _ResultWriter:
     def write_results(self, results: Sequence[CallResult]) -> Concluded:
         looked = claim.lock_and_read_attempts(self.query, self.tx, list({result.in_flight.identity for result in results}))
         seen: set[attempts.Identity] = set()
-        waiting: list[CallResult] = []  # results whose handlers run together after this loop
+        run_together: list[CallResult] = []  # results whose handlers run together after this loop
         for result in results:
             identity = result.in_flight.identity
             if identity in looked.busy:
@@ -128,9 +128,9 @@ class _ResultWriter:
                     continue
                 standing = looked_again.standing[identity]
             self._apply_result(result, standing)
-            (waiting if len(self.conclusion.together) > len(waiting) else self.concluded.done).append(result)
+            (run_together if len(self.conclusion.together) > len(run_together) else self.concluded.done).append(result)
         self.conclusion.write_attempts()
-        for result, (work, _) in zip(waiting, self.conclusion.together, strict=True):
+        for result, (work, _) in zip(run_together, self.conclusion.together, strict=True):
             (self.concluded.done if id(work) in self.conclusion.reached else self.concluded.let_go).append(result)
         self.concluded.removed = {attempt.call for attempt in self.conclusion.removed}
         self.concluded.works = [work for work, _ in self.conclusion.together if id(work) in self.conclusion.reached]
@@ -215,7 +215,7 @@ class _ResultWriter:
                 if attempt.failures:  # an attempt without failures is in doubt because of a restore, so its call need not wait
                     called_at = max(
                         next_try_at(terms.retry, attempt.failures, ends, self.incarnation.dice.random()), now
-                    )  # the wait began at the failure, so the time of lookups is part of it
+                    )  # the wait is counted from the failure, so it includes the time spent on lookups
                 self.conclusion.apply_decision(attempt, rules.on_lookup_absent(attempt, terms, standing.facts, asked, at, called_at))
             case FoundUnknown(error=error):
                 text = self.incarnation.shorten(error) if error else None
@@ -245,7 +245,7 @@ class _ResultWriter:
                 unknown_states.hold_unknown_states(
                     self.tx, [result.in_flight.identity]
                 )  # an outcome is kept even if the attempt's state is unknown
-                written = outcome_json.append_outcome(spec.outcome_type, attempt.outcome, value, pen=pen_of(self.incarnation))
+                written = outcome_json.append_outcome(spec.outcome_type, attempt.outcome, value, pen=outcome_writer_of(self.incarnation))
                 why = outcome_json.note_if_only_text_was_kept(attempt.why or loudly or "an outcome came late", written)
                 held = replace(attempt, state=State.HELD, unsure=unsure, outcome=written, why=why, next_at=None)
                 self.conclusion.saved.append((attempt, held))
@@ -278,11 +278,11 @@ class _ResultWriter:
         unsure = state is State.DOUBT or in_flight.moment.restarted
         again = replace(
             fresh, state=state, unsure=unsure, call=in_flight.call, call_no=in_flight.moment.call_no, first_at=in_flight.moment.now,
-            begun_with=self.query.begun_with_text,
+            begun_with=self.query.attempts.begun_with_text,
         )  # fmt: skip
         if state is State.DOUBT:
             again = replace(again, next_at=self.tx.now)
-        if not attempts.insert(self.tx, [again]):
+        if not attempts.insert_attempts(self.tx, [again]):
             return standing
         self.incarnation.after_commit.log(
             partial(_log_attempt_restored, result, name_record(self.incarnation, spec.name, in_flight.identity[2]))
@@ -291,7 +291,8 @@ class _ResultWriter:
 
     def _has_kept_lock_since_call(self, result: CallResult) -> bool:
         """Return whether the incarnation that made the call is the present one and has kept its lock ever since, so that no other worker
-        took over the call. Its row is queried too, since a lost lock is noticed late; that happens only if an attempt is missing.
+        took over the call. The incarnation's row is queried too, since a lost lock is noticed late. The query is rare: this method is
+        called only if an attempt is missing.
         """
         if not self.incarnation.sound or self.incarnation.id != result.in_flight.incarnation:
             return False
@@ -325,3 +326,21 @@ def _log_attempt_restored(result: CallResult, where: str) -> None:
 def _outcome_to_apply(result: CallResult, value: Any) -> OutcomeToApply:
     in_flight = result.in_flight
     return OutcomeToApply(value, in_flight.key, in_flight.occurrence, in_flight.moment.restarted)
+
+
+def settle_begun_without_call(tx: Transaction, unknown: Sequence[Attempt], unanswered: Collection[int]) -> None:
+    """Change or delete begun attempts of this worker whose call is no longer in the worker's memory.
+
+    unanswered: The call numbers of attempts that were written in a transaction whose COMMIT got no answer. A call is sent only once its
+        COMMIT is confirmed, so these calls were surely not sent. Any other call may have been sent, so its attempt is put in doubt.
+    """
+    saved: list[tuple[Attempt, Attempt]] = []
+    removed: list[Attempt] = []
+    for attempt in unknown:
+        decision = rules.on_call_not_sent(attempt, tx.now) if attempt.call in unanswered else rules.on_call_not_in_memory(attempt, tx.now)
+        if isinstance(decision, rules.Keep):
+            saved.append((attempt, decision.attempt))
+        else:
+            removed.append(attempt)
+    attempts.update_attempts(tx.connection, saved)
+    attempts.delete_attempts(tx.database, tx.connection, removed)

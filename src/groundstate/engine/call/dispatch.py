@@ -18,15 +18,16 @@ from groundstate.engine.sql import db_errors
 from groundstate.engine.sql.group_scan import GroupPasses
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.engine.watch import due_attempts, missing_columns, slow_conditions
+from groundstate.engine.watch.waiting_rows import LONG
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import LONG, WorkerState, advance_pass
+from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.rules.attempt import Attempt
 from groundstate.rules.poison_suspects import TOGETHER
 
 # A work queue with `per` or `in_order` begins calls directly for up to this many hinted rows. If there are more, the queue drops the hints
 # and scans its groups (rows with equal `per` or `in_order`), so that many rows of one group do not delay others.
 FRESH_FEW = 50
-HELD_BACK_S = 1.0  # seconds until a record is read again if it had to wait because another record probed its service
+HELD_BACK_S = 1.0  # seconds until a record is read again that was held back so that an untried record may probe the service
 PAGES_MOST = 4  # pages of the group scan that one transaction reads at most
 
 
@@ -58,7 +59,8 @@ class Dispatch:
         self._limits = limits
         self._flying = flying
         self._in_air = in_air
-        self._probed: dict[WorkQueue, int] = {}  # by queue, the number of the latest probe that a record of the queue made
+        # by queue, the number of the latest probe (a test call after a pause) that a record of the queue made
+        self._probed: dict[WorkQueue, int] = {}
         self._probes = 0
 
     def room_for_calls(self, queue: WorkQueue, now: float, freed: Freed = NOTHING_FREED) -> int:
@@ -79,7 +81,7 @@ class Dispatch:
             room = self._limit_in_careful_mode(self._limits.room_in_transaction(queue)) - (
                 total.new_calls if self._worker_state.incarnation.care.careful else 0
             )
-            if room <= 0 and (not queue.due or queue.seen_full) and alone is None:
+            if room <= 0 and (not queue.due_work.has_due_attempts or queue.due_work.seen_full) and alone is None:
                 continue
             before = total.new_calls
             try:
@@ -88,10 +90,10 @@ class Dispatch:
                 else:
                     self._begin_suspected_attempt(tx, queue, alone, clock, total)
             except Exception as error:
-                if db_errors.is_transient(error) and not db_errors.is_cancelled_statement(error):
+                if db_errors.is_no_fault_of_record(error) and not db_errors.is_cancelled_statement(error):
                     raise
                 raise QueueTrouble(queue) from error
-            queue.trouble = 0
+            queue.postponement.note_success()
             if total.new_calls > before:  # a record of the queue was loaded, so no column is missing any more
                 missing_columns.clear_lack(queue)
         self._limits.write_tokens()
@@ -100,8 +102,8 @@ class Dispatch:
         return total
 
     def _sorted_by_latest_probe(self, queues: Sequence[WorkQueue]) -> list[WorkQueue]:
-        """Return the queues sorted so that, among queues whose service is probed, the queue whose latest probe is oldest comes first. So
-        each of these queues makes a probe in turn.
+        """Return the queues, sorted by the number of their latest probe, the lowest first. Queues whose service is not probed, or that have
+        made no probe yet, come first. So the queues of probed services take turns in making a probe.
         """
         return sorted(queues, key=lambda queue: self._probed.get(queue, 0) if self._limits.is_probed(queue) else 0)
 
@@ -122,8 +124,8 @@ class Dispatch:
 
     @property
     def is_suspect_in_flight(self) -> bool:
-        """Return whether a call is in flight that must be the only one, as careful mode demands for an attempt that is suspected of killing
-        workers.
+        """Return whether the call of a suspected attempt is in flight. In careful mode, no other call may run beside it, since the attempt
+        is suspected of killing workers.
         """
         return any(one.together == 1 and not (one.is_lookup or one.given_up) for one in self._flying.values())
 
@@ -134,21 +136,20 @@ class Dispatch:
         While the service is probed after a pause, some probes are kept for records that were not tried before: see
         `Limits.must_hold_back_retries`.
         """
-        if queue.query.spec.prepare is not None or queue.aside:
-            room = min(room, queue.batch)
+        if queue.query.spec.prepare is not None or queue.rows.aside:
+            room = min(room, queue.rows.batch)
         full = len(total.in_flights) + room
-        if queue.due:
+        if queue.due_work.has_due_attempts:
             self._process_due_attempts(tx, queue, room, clock, total)
-        if queue.groups is not None and len(queue.fresh) > FRESH_FEW:
-            queue.fresh.clear()
-            queue.request_pass()
-        if queue.fresh and len(total.in_flights) < full:
-            keys = queue.take_new_keys(full - len(total.in_flights))
+        if queue.rows.groups is not None and len(queue.rows.fresh) > FRESH_FEW:
+            queue.rows.drop_fresh_keys()
+        if queue.rows.fresh and len(total.in_flights) < full:
+            keys = queue.rows.take_new_keys(full - len(total.in_flights))
             begun = self._begin_from_feed(tx, queue, Feed(keys=keys, limit=len(keys)), clock, total)
-            if queue.groups is None:
-                queue.fresh.update(dict.fromkeys(begun.denied))
+            if queue.rows.groups is None:
+                queue.rows.add_fresh_keys(begun.denied)
             if begun.denied_again:
-                queue.due, queue.seen_full = True, False
+                queue.due_work.request_attempts()
         if queue.has_pass and len(total.in_flights) < full:
             self._begin_from_backlog(tx, queue, full - len(total.in_flights), clock, total)
 
@@ -157,53 +158,54 @@ class Dispatch:
     ) -> None:
         if self._limits.room_in_transaction(queue) > 0:
             gate = self._gate_by_limits(queue)
-            hold_s = self._worker_state.target_hold_s
+            hold_s = self._worker_state.batch_locks.target_hold_s
             begun = begin.process_due_attempts(
                 self._worker_state.incarnation, tx, queue.query, [one.identity], clock, room=1, gate=gate, alone=True, hold_s=hold_s
             )
             self._add_to_total(queue, total, begun)
 
     def _process_due_attempts(self, tx: Transaction, queue: WorkQueue, room: int, clock: tuple[float, float], total: begin.Begun) -> None:
-        # Due attempts are processed even without a free slot, since some are only held, deleted or given up. Without a slot this is
-        # done once; then the cursor is set back, and the queue waits for a slot.
-        place = queue.due_cursor
+        # Due attempts are processed even without a free slot, since some need no call: they are held, deleted or given up. Without a slot
+        # this is done once; then the cursor is set back, and the queue waits for a slot.
+        place = queue.due_work.cursor
         identities = due_attempts.read_due_identities(
             self._worker_state, tx, queue, min(room or due_attempts.AT_ONCE, due_attempts.AT_ONCE), self._in_air()
         )
         if not room:
-            queue.due, queue.due_cursor, queue.seen_full = True, place, True
+            queue.due_work.wait_for_slot(place)
         if identities:
             gate = self._gate_by_limits(queue)
-            hold_s = self._worker_state.target_hold_s
+            hold_s = self._worker_state.batch_locks.target_hold_s
             begun = begin.process_due_attempts(
                 self._worker_state.incarnation, tx, queue.query, identities, clock, room=room, gate=gate, hold_s=hold_s
             )
             self._add_to_total(queue, total, begun)
-            if begun.let_go or (self._limits.held_back and not queue.due):
-                queue.due, queue.due_cursor, queue.seen_full = True, None, False
+            if begun.let_go or (self._limits.held_back and not queue.due_work.has_due_attempts):
+                queue.due_work.request_attempts_from_start()
             elif self._limits.held_back:
                 self._limits.skip_queue_until(
                     queue, self._worker_state.clock.monotonic() + HELD_BACK_S
-                )  # other records of this queue come first
+                )  # the queue's other due attempts come before the records held back
 
     def _begin_from_backlog(self, tx: Transaction, queue: WorkQueue, room: int, clock: tuple[float, float], total: begin.Begun) -> None:
-        if queue.groups is not None:
-            self._begin_from_groups(tx, queue, queue.groups, room, clock, total)
+        if queue.rows.groups is not None:
+            self._begin_from_groups(tx, queue, queue.rows.groups, room, clock, total)
             return
         # A probe begins one call. With `crowded`, SQL leaves out the records that were tried before, so that a probe need not read past
         # such records.
-        feed = Feed(cursor=queue.cursor, limit=room, crowded=queue.crowded or self._limits.is_probed(queue))
+        feed = Feed(cursor=queue.rows.cursor, limit=room, crowded=queue.rows.crowded or self._limits.is_probed(queue))
         begun = self._begin_from_feed(tx, queue, feed, clock, total)
-        if not begun.denied:  # otherwise the cursor stays, and reading goes on from there once a slot or token is free
-            advance_pass(queue, begun.claimed.cursor, begun.claimed.read, room, len(begun.claimed.taken))
+        if not begun.denied:  # if a call was denied, the cursor stays, and reading goes on from there once a slot or token is free
+            claimed = begun.claimed
+            queue.rows.advance(claimed.cursor, read=claimed.read, limit=room, taken=len(claimed.records))
         if begun.denied_again:
-            queue.due, queue.seen_full = True, False
+            queue.due_work.request_attempts()
 
     def _begin_from_groups(
         self, tx: Transaction, queue: WorkQueue, groups: GroupPasses, room: int, clock: tuple[float, float], total: begin.Begun
     ) -> None:
-        """Begin calls for rows from pages of the group scan (each page has a few rows of each of many values of `per` or `in_order`), until
-        there is no room for another call, or no row for which one may be begun.
+        """Begin calls for rows from pages of the group scan. Each page has a few rows for each of many values of `per` or `in_order`. Stop
+        when there is no room for another call, or no row for which a call may be begun.
         """
         now, lines, full = self._worker_state.clock.monotonic(), self._in_order_values_in_flight(queue), len(total.in_flights) + room
 
@@ -215,18 +217,20 @@ class Dispatch:
 
         for _ in range(PAGES_MOST):
             left = full - len(total.in_flights)
-            if left <= 0 or not queue.backlog:
+            if left <= 0 or not queue.rows.backlog:
                 return
             with slow_conditions.limit_query_time(self._worker_state, queue, tx.connection):
-                page = groups.next_page(tx.connection, queue.cursor, left, may_begin_for, room_by_value)
-            queue.cursor, queue.probed = page.cursor, True
-            queue.long |= len(page.keys) >= left >= LONG
+                page = groups.next_page(tx.connection, queue.rows.cursor, left, may_begin_for, room_by_value)
+            queue.rows.move_cursor(page.cursor)
+            queue.rows.note_rows_found()
+            if len(page.keys) >= left >= LONG:
+                queue.rows.note_long_backlog()
             keys = in_order.without_waiting_records(tx, queue.query, page.keys)
             begun = self._begin_from_feed(tx, queue, Feed(keys=keys, limit=left), clock, total) if keys else begin.Begun()
             lines |= {in_flight.line for in_flight in begun.in_flights if in_flight.line is not None}
             groups.note_page_result(took=bool(begun.in_flights or begun.changed), busy=begun.claimed.busy)
             if page.cursor is None:
-                queue.end_pass(again=groups.end_pass())
+                queue.rows.end_pass(again=groups.end_pass())
 
     def _in_order_values_in_flight(self, queue: WorkQueue) -> set[str]:
         """Return the `in_order` values for which this worker has a call in flight. For each value, one call may be in flight at a time."""
@@ -250,9 +254,9 @@ class Dispatch:
                 slow_conditions.take_fewer_keys(queue, feed.keys, self._worker_state.clock.monotonic() - started)
             raise
         self._add_to_total(queue, total, begun)
-        took_s = self._worker_state.clock.monotonic() - started if queue.aside else begun.prepare_s
+        took_s = self._worker_state.clock.monotonic() - started if queue.rows.aside else begun.prepare_s
         if took_s:
-            queue.adapt_batch_size(begun.new_calls, took_s, took_s, self._worker_state.target_hold_s)
+            queue.rows.adapt_batch_size(begun.new_calls, took_s, took_s, self._worker_state.batch_locks.target_hold_s)
         return begun
 
     def _gate_by_limits(self, queue: WorkQueue) -> begin.Gate:
@@ -265,5 +269,5 @@ class Dispatch:
         if begun.in_flights and self._limits.is_probed(queue):
             self._probes += 1
             self._probed[queue] = self._probes
-        self._worker_state.took += begun.new_calls + begun.changed
+        self._worker_state.progress.count_done(begun.new_calls + begun.changed)
         total.add(begun)

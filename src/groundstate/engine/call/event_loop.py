@@ -1,5 +1,5 @@
-"""Makes the event loop of async calls. It is asyncio's own loop, but a thread that it starts runs in the context (contextvars) of the call
-that asked for the thread.
+"""Creates the event loop in which async calls run. It is asyncio's own loop, but a function that the loop runs in a thread has the context
+(contextvars) of the call that asked for the thread.
 """
 
 from __future__ import annotations

@@ -97,12 +97,13 @@ class CallExecutor:
         self._sync_lock = threading.Lock()
         self.threads = Threads()
         self.draining = False
-        self._told_of: set[tuple[str, str]] = set()  # pairs (reaction, attribute of its record): an edit of it by a call was logged
+        # (reaction, attribute of its snapshot) -> number of the call of which it was logged that it changed the attribute
+        self._told_of: dict[tuple[str, str], int] = {}
 
     # ---- methods called by the transactions' thread --------------------------------------------------------------------------
     def start(self, in_flights: Sequence[InFlightCall]) -> None:
         """Start these calls and lookups. A call that may no longer be sent (its deadline is near, or the lock is lost) is reported as
-        NotSent, and a call that cannot be started as surely not done (NothingHappened).
+        NotSent. A call that cannot be started is reported as NothingHappened: it was surely not done.
         """
         on_loop: list[InFlightCall] = []
         for in_flight in [one for one in in_flights if call_many.declared_call_many(one) is None]:
@@ -121,17 +122,19 @@ class CallExecutor:
     def _start_in_thread(self, in_flights: Sequence[InFlightCall], work: Callable[[], None]) -> None:
         try:
             self.threads.run(work)
-        except Exception as error:  # such as: the operating system starts no more threads
+        except Exception as error:  # for example, the operating system refuses to start another thread
             self._report_results(*[self._result_of_failed_start(in_flight, error, "it could not be started") for in_flight in in_flights])
 
     def _start_on_loop(self, in_flights: Sequence[InFlightCall], work: Callable[[], None]) -> None:
         try:
             self._ensure_loop().call_soon_threadsafe(work)
-        except Exception as error:  # such as: the operating system has no more threads, or no file descriptors for a loop
+        except Exception as error:  # for example, the operating system has no thread or file descriptor left for the event loop
             self._report_results(*[self._result_of_failed_start(in_flight, error, "it could not be started") for in_flight in in_flights])
 
     def cancel(self, in_flights: Sequence[InFlightCall]) -> None:
-        """Cancel those of these calls that run as tasks on the event loop and may be stopped. A call that is cancelled ends in doubt."""
+        """Cancel these calls if they run as tasks on the event loop and may be stopped; the other calls go on. A cancelled call ends in
+        doubt.
+        """
         if self._loop is not None:
             for in_flight in in_flights:
                 task = self._task_of.get(in_flight)
@@ -140,8 +143,8 @@ class CallExecutor:
                     self._loop.call_soon_threadsafe(task.cancel)
 
     def warn_if_loop_blocked(self) -> None:
-        """Log a warning if the event loop has not run since the previous call of this method: then some user's call blocks it, and so
-        delays all others (hazard 41).
+        """Log a warning if the event loop has not run since this method was called last. In this case a user's call blocks the loop, and
+        delays all other calls (hazard 41).
         """
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
@@ -220,7 +223,8 @@ class CallExecutor:
             except BaseException:
                 loop.close()
                 raise
-            self._loop, self._thread = loop, thread  # set only once the thread runs: after a failure, the next call tries again
+            # set only once the thread runs, so that after a failure the next call tries again to start a loop
+            self._loop, self._thread = loop, thread
         return self._loop
 
     def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -299,14 +303,14 @@ class CallExecutor:
             return
         try:
             client = await self._get_async_client(in_flight)
-        except BaseException as error:  # such as CancelledError, while the task waits for the client
+        except BaseException as error:  # for example a CancelledError while the task waits for the client
             self._report_results(self._result_of_failed_start(in_flight, error))
             return
         if not self._may_be_sent(in_flight):  # opening the client took time, so the call's deadline may be too near now
             self._report_results(NotSent(in_flight))
             return
         in_flight.ends_s = self._clock.monotonic() + in_flight.timeout.total_seconds() + UNWINDS_S
-        told, limit = self.watched.calls([in_flight]), asyncio.timeout(in_flight.timeout.total_seconds())
+        told, limit = self.watched.trace_calls([in_flight]), asyncio.timeout(in_flight.timeout.total_seconds())
         try:
             with self._write_guard(in_flight):
                 async with limit:
@@ -331,7 +335,7 @@ class CallExecutor:
             return
         for in_flight in going:
             in_flight.ends_s = self._clock.monotonic() + call.timeout.total_seconds() + UNWINDS_S
-        told, limit = self.watched.calls(going), asyncio.timeout(call.timeout.total_seconds())
+        told, limit = self.watched.trace_calls(going), asyncio.timeout(call.timeout.total_seconds())
         try:
             with self._write_guard(going[0]):
                 async with limit:
@@ -357,7 +361,7 @@ class CallExecutor:
             return
         for in_flight in going:
             in_flight.ends_s = self._clock.monotonic() + call.timeout.total_seconds()
-        told = self.watched.calls(going)
+        told = self.watched.trace_calls(going)
         try:
             with self._write_guard(going[0]):
                 answers = call.function([in_flight.argument for in_flight in going], **self._supplies_for_call_many(going, client))
@@ -378,7 +382,7 @@ class CallExecutor:
         return self._supplies_for_call(going[0], client) | {"keys": [in_flight.key for in_flight in going]}
 
     def _as_result_after_time_limit(self, result: CallResult) -> CallResult:
-        """Return this result, or in its place a ThreadEnded if the call had timed out and brought no outcome, since its attempt is in doubt
+        """Return this result. If the call had timed out and brought no outcome, return a ThreadEnded instead, since its attempt is in doubt
         already.
         """
         return result if isinstance(result, Returned) or not result.in_flight.given_up else ThreadEnded(result.in_flight)
@@ -411,7 +415,7 @@ class CallExecutor:
             self._report_results(NotSent(in_flight))
             return
         in_flight.ends_s = self._clock.monotonic() + in_flight.timeout.total_seconds()
-        told = self.watched.calls([in_flight])
+        told = self.watched.trace_calls([in_flight])
         try:
             with self._write_guard(in_flight):
                 value = self._user_function(in_flight)(in_flight.argument, **self._supplies_for_call(in_flight, client))
@@ -445,7 +449,7 @@ class CallExecutor:
         """Return the result of a call that returned this value for one record. An exception that was returned counts as if it had been
         raised.
         """
-        kind = type(value)  # `isinstance` would ask the object, which may be a proxy
+        kind = type(value)  # not `isinstance`: a proxy object may claim to be of another class
         if kind in _PLAIN:
             return Returned(in_flight, value)
         lost = describe_unawaited(value)
@@ -514,9 +518,9 @@ class CallExecutor:
         with suppress(BaseException):  # comparing values of a user's class may raise anything
             edited = given.edited_paths()
         reaction = in_flight.query.spec.name
-        new = [name for name in edited if (reaction, name) not in self._told_of]
+        # `setdefault` is atomic, and sync calls end in threads of their own.
+        new = [name for name in edited if self._told_of.setdefault((reaction, name), in_flight.call) == in_flight.call]
         if new:
-            self._told_of.update((reaction, name) for name in new)
             log.error(
                 "%s",
                 readonly_record.in_place_edit_message(
@@ -559,7 +563,7 @@ class CallExecutor:
             _check_is_context_manager(call.service, manager)
             opened = self._opened[call.service] = asyncio.ensure_future(self._open_client(manager))
         try:
-            async with asyncio.timeout(MARGIN.total_seconds()):  # after a longer wait, the call could not be sent any more
+            async with asyncio.timeout(MARGIN.total_seconds()):  # after a longer wait it would be too late to send the call
                 return await asyncio.shield(opened)
         except BaseException as error:
             # only this task was cancelled: other tasks still wait for the client
@@ -586,7 +590,7 @@ class CallExecutor:
                 threading.Thread(target=self._open_sync_client, args=(service, opened), name="groundstate-sync-client", daemon=True).start()
                 self._sync_opened[service] = opened
         try:
-            return opened.result(MARGIN.total_seconds())  # after a longer wait, the call could not be sent any more
+            return opened.result(MARGIN.total_seconds())  # after a longer wait it would be too late to send the call
         except BaseException:
             with self._sync_lock:
                 if self._sync_opened.get(service) is opened:
@@ -605,7 +609,7 @@ class CallExecutor:
 
 
 def _unawaited_message(lost: str) -> str:
-    """Return the error text for a call whose returned value was still to be awaited. lost: that value, as `unawaited` words it."""
+    """Return the error text for a call whose returned value was still to be awaited. lost: the description of that value."""
     return (
         f"the call returned {lost}, and no outcome: nothing of that was done, but what the call did before is not known. Declare the call"
         " as `async def`, and write `await` before it"
@@ -656,7 +660,7 @@ def _seconds_as_timedelta(count: float) -> timedelta | None:
 
 
 def _how_to_load_attribute(in_flight: InFlightCall, text: str) -> str:
-    """Return a text that tells how to mend a call which read an attribute of its record that was not loaded. text: SQLAlchemy's error
+    """Return a text that tells how to correct a call that read an attribute of its record which was not loaded. text: SQLAlchemy's error
     text.
     """
     found = re.search(r"(deferred|lazy) load operation of attribute '(\w+)'", text)

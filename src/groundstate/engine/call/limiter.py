@@ -1,8 +1,9 @@
-"""Decides how many calls may be begun at an external service, and for each of its tenants, by limits, rates and pauses. It counts for one
-worker, and begins no call itself.
+"""Decides how many calls one worker may begin at an external service, and for each of its tenants, by limits, rates and pauses. It begins
+no call itself.
 
-The tenant is the value of `per`. A tenant whose calls fail, or for which no slot or token is free, is skipped while the others go on
-(hazard 60). A work queue with skipped records is read again when a call to its service has ended, or when a slot or token may be free.
+A record's tenant is the value of the column that its reaction declares as `per`. A tenant whose calls fail, or for which no slot or token
+is free, is skipped while the others go on (hazard 60). A work queue with skipped records is read again when a call to its service has
+ended, or when a slot or token may be free.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from groundstate.rules.circuit_breaker import Breaker
 from groundstate.rules.specs import CallSpec, ServiceSpec
 
 log = logging.getLogger("groundstate")
-ANSWER_LENGTH = 200  # characters of a service's latest answer that the log line about its pause shows at most
-AT_ONCE = 100  # calls that one worker has in flight at most at a service without a limit
-HELD_BACK_MOST = 50  # after so many vain searches for an untried record, a record that was tried may be the probe
+ANSWER_LENGTH = 200  # the most characters of a service's latest answer that the log line about its pause shows
+AT_ONCE = 100  # the most calls that one worker has in flight at a service without a limit
+HELD_BACK_MOST = 50  # how often records that were tried before are held back at most; then one of them may be the probe
 Freed = Mapping[LimitedScope, int]
 NOTHING_FREED: Freed = {}
 
@@ -71,7 +72,7 @@ class Limits:
     def __init__(self, worker_state: WorkerState) -> None:
         self._worker_state = worker_state
         self._air: Counter[LimitedScope] = Counter()  # number of calls and lookups in flight, by tenant and by service
-        # How many in `_air` run past their time limit: they count against the limit of the service, but not as its probe.
+        # How many calls of `_air` run past their time limit. They count against the limit, but not as the probe of a paused service.
         self._hanging: Counter[LimitedScope] = Counter()
         self._breakers: dict[LimitedScope, Breaker] = {}
         self.paused: dict[LimitedScope, Paused] = {}  # by service or tenant whose circuit breaker is open, its pause
@@ -80,8 +81,9 @@ class Limits:
         self._tokens: Tokens | None = None
         self._freed: Freed = NOTHING_FREED
         self._granted: Counter[LimitedScope] = Counter()  # number of calls admitted in the open transaction
-        self._held_back: Counter[LimitedScope] = Counter()  # how often records tried before had to wait since the last probe
-        self.held_back = False  # whether the latest `admit_calls` let a record wait that was tried before
+        # by service or tenant, how often records that were tried before were held back since its latest call result
+        self._held_back: Counter[LimitedScope] = Counter()
+        self.held_back = False  # whether the latest `admit_calls` held back a record that was tried before
         self._passed_by: dict[
             WorkQueue, float
         ] = {}  # by queue with skipped records: monotonic seconds at which it is read again; infinity: only after a call ends
@@ -100,7 +102,7 @@ class Limits:
         skipped records.
         """
         if queue.query.spec.in_order is not None:
-            return True  # `value` is one of `in_order` here, and no tenant
+            return True  # for such a reaction, `value` is an `in_order` value and not a tenant
         room, at = self._room_for_tenant((_call_spec(queue.query).service, f"={value}"), now, self._freed)
         if room <= 0:
             self.skip_queue_until(queue, at)
@@ -115,7 +117,7 @@ class Limits:
         used = self._count_used(place, freed)
         limit = limit_of_scope(place)
         most = limit if limit is not None else AT_ONCE if place[1] == WHOLE else 2**31
-        if limit is not None and self._slots.got_too_few(place):
+        if limit is not None and self._slots.lacked_slots(place):
             return min(most, self._slots.number_held(place)) - used, math.inf  # `prepare_turn` takes another slot once one is free
         return most - used, math.inf
 
@@ -157,8 +159,9 @@ class Limits:
 
     def room_by_tenant(self, queue: WorkQueue, values: Sequence[str]) -> dict[str, int]:
         """Return, for each of these values of `per`, how many calls may be begun in this transaction, by the counts in memory and by the
-        tokens in the database. If that is 0 for a value, note that the queue has skipped records. Return an empty dict for a reaction with
-        `in_order`, whose groups have no tenant.
+        tokens in the database. If that is 0 for a value, note that the queue has skipped records.
+
+        For a reaction with `in_order`, return an empty dict: `values` are not tenants then.
         """
         if self._tokens is None or queue.query.spec.in_order is not None:
             return {}
@@ -173,11 +176,11 @@ class Limits:
         return left
 
     def admit_calls(self, queue: WorkQueue, tenants: Sequence[str | None], again: Sequence[bool]) -> list[bool]:
-        """Return, for each record, whether its call may be begun in this transaction. If one may not, note that the queue has skipped
-        records.
+        """Return, for each record, whether its call may be begun in this transaction. If some call may not be begun, note that the queue
+        has skipped records.
 
         tenants: the tenant of each record.
-        again: for each record whether it was tried before. If so, its call may not be begun while `must_hold_back_retries` is true.
+        again: for each record, whether it was tried before. The call of such a record must wait while `must_hold_back_retries` is true.
         """
         service = _call_spec(queue.query).service
         back = {tenant for tenant in set(compress(tenants, again)) if self.must_hold_back_retries((service, tenant))}
@@ -193,15 +196,15 @@ class Limits:
         """Return whether records that were tried before must wait, because the next probe of this service should be a record that was not
         tried yet.
 
-        What fails may be the records and not the service: a few broken records would keep it paused for ever if every probe were one of
-        them.
+        The failures may come from the records and not from the service. A few broken records would keep the service paused for ever if
+        every probe were one of these records.
         """
         breaker = self._breakers.get(place)
         if breaker is None or not breaker.wants_untried_record or self._held_back[place] >= HELD_BACK_MOST:
             return False
         now = self._worker_state.clock.monotonic()
         return any(
-            queue.is_enabled and queue.not_before <= now and (queue.fresh or queue.has_pass)
+            queue.is_enabled and queue.postponement.not_before <= now and (queue.rows.fresh or queue.has_pass)
             for queue in self._worker_state.queues
             if queue.query.spec.call is not None and queue.query.spec.call.service is place[0]
         )
@@ -337,8 +340,8 @@ class Limits:
         for queue in [one for one, at in self._passed_by.items() if at <= now]:
             del self._passed_by[queue]
             if queue.is_enabled:
-                queue.request_pass()
-                queue.due, queue.seen_full = True, False
+                queue.rows.request_pass()
+                queue.due_work.request_attempts()
         self._slots.give_back_idle_slots(lambda place: self._air[place], now)
         self._free_at = {place: at for place, at in self._free_at.items() if at > now}
 
@@ -399,8 +402,8 @@ def _lesser_cap(cap: tuple[int, float], room: int, at: float) -> tuple[int, floa
 def _fit_calls_into_room(
     caps: Mapping[LimitedScope, tuple[int, float]], service: ServiceSpec, tenants: Sequence[str | None]
 ) -> tuple[list[bool], dict[LimitedScope, int]]:
-    """Return a pair: for each of these tenants, served in this order, whether a call fits into the room of the tenant and of the service;
-    and how much room each has left.
+    """Return a pair. Its first item says for each of these tenants, in this order, whether a call fits into the room of the tenant and of
+    the service. Its second item has the room that is left after these calls, by tenant and for the service.
     """
     left = {place: room for place, (room, _) in caps.items()}
     chosen = []

@@ -36,7 +36,8 @@ def rate_of(place: LimitedScope) -> Rate | None:
 class Tokens:
     """Counts the tokens of services and tenants in one transaction.
 
-    free_at: by service or tenant without a token, the monotonic seconds at which it has one again. `note_next_free_times` fills it in.
+    free_at: for each service or tenant without a token, the monotonic seconds at which its next token is free. `note_next_free_times`
+    fills in this dict.
     """
 
     worker_state: WorkerState
@@ -84,7 +85,7 @@ class Tokens:
                 }
             )
         if rows:
-            new = self.tx.database.insert(table).values(rows)
+            new = self.tx.database.insert_function(table).values(rows)
             changed = {"counts": new.excluded.counts, "until": new.excluded.until}
             self.tx.connection.execute(new.on_conflict_do_update(index_elements=["app", "service", "tenant"], set_=changed))
 
@@ -121,7 +122,7 @@ class Tokens:
                     self._written[place] = written
 
     def note_next_free_times(self) -> None:
-        """Write into `free_at` when each service or tenant without a token has one again. Call it after the transaction."""
+        """Write into `free_at` when the next token of each service or tenant without a token is free. Call it after the transaction."""
         now, clock = self._now_microseconds(), self.worker_state.clock.monotonic()
         for place, before in self._counts.items():
             rate = rate_of(place)
@@ -144,5 +145,5 @@ def delete_expired_counts(worker_state: WorkerState) -> None:
         past = table.c.until < worker_state.database.now()
         if connection.execute(select(table.c.app).where(past).limit(1)).first() is None:
             return
-    with worker_state.incarnation.transaction() as tx:
+    with worker_state.incarnation.open_transaction() as tx:
         tx.connection.execute(delete(table).where(table.c.until < tx.now))

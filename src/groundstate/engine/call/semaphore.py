@@ -2,7 +2,7 @@
 dies.
 
 Nothing here waits for a slot. A worker takes as many slots as it needs, keeps them while calls use them, and soon gives unused slots back,
-so that other workers can take them. No row says that a call is running.
+so that other workers can take them. Slots are only locks: no table has a row for a slot.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ LINGER_S = 0.05  # seconds for which an unused slot is kept
 AGAIN_S = 0.02  # seconds until a slot that was not free is tried again; doubled after each try
 AGAIN_MOST_S = 0.2  # seconds: the longest wait between two tries, before jitter
 WHOLE = ""
-# What a limit applies to: a pair of a service and '' (the whole service), '=' and the value of `per` (one tenant), or None (calls without a
-# tenant).
+# A pair of a service and a tenant, to which a limit applies. The tenant is '=' followed by the value of `per`, '' for the whole service, or
+# None for calls without a tenant.
 LimitedScope = tuple[ServiceSpec, str | None]
 
 
 def limit_of_scope(place: LimitedScope) -> int | None:
-    """Return how many calls to a service, or for one tenant of it, all workers together may have in flight; None if there is no limit, in
-    which case no slots are used.
+    """Return how many calls to a service, or for one tenant of it, all workers together may have in flight; None if there is no limit.
+    Without a limit, no slots are used.
     """
     service, tenant = place
     if tenant is None:
@@ -52,7 +52,7 @@ class Slots:
         self._forget_slots_of_lost_lock()
         return len(self._held.get(place, ()))
 
-    def got_too_few(self, place: LimitedScope) -> bool:
+    def lacked_slots(self, place: LimitedScope) -> bool:
         """Return whether the latest try to take slots of this service or tenant got fewer slots than it wanted."""
         self._forget_slots_of_lost_lock()
         return place in self._again_at
@@ -129,8 +129,8 @@ class Slots:
         return [*(at + LINGER_S for at in self._idle_since.values()), *self._again_at.values()]
 
     def _slots_not_held(self, place: LimitedScope) -> list[int]:
-        """Return the numbers of the slots that this worker does not hold, starting at a random one: if all workers began with the same
-        slot, they would compete for each one.
+        """Return the numbers of the slots that this worker does not hold, beginning at a random slot. If all workers began at the same
+        slot, they would compete for every slot.
         """
         service, tenant = place
         numbered = lock_ids.slot_lock_ids(self.worker_state.app, service.name, tenant or WHOLE, limit_of_scope(place) or 0)

@@ -66,7 +66,7 @@ class Threads:
             try:
                 work()
                 ended = True
-            finally:  # reached too if the work raised: then this thread ends
+            finally:  # also reached if the work raised an exception; this thread ends then
                 del work  # an idle thread must not keep the objects of its last work alive
                 with self._none_busy:
                     self._busy -= 1

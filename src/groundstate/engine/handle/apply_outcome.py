@@ -18,17 +18,18 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from groundstate.engine.handle import asked_again, failed_records, run_handler
-from groundstate.engine.handle.asked_again import RecheckBeforeHandlers
-from groundstate.engine.handle.run_handler import HandlerFailed, Work
+from groundstate.engine.handle import failed_records, run_handler
+from groundstate.engine.handle.recheck_conditions import RecheckBeforeHandlers, Work, keys_not_overtaken
+from groundstate.engine.handle.run_handler import HandlerFailed
 from groundstate.engine.rows import attempts, outcome_json
 from groundstate.engine.rows.attempt_log import log_held_with_outcome, log_if_held, log_removed, name_attempt
 from groundstate.engine.rows.attempts import Identity
 from groundstate.engine.rows.claim import AttemptWithFacts
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import db_errors
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.record_cycles import TracedTransaction
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.safe_text import reraise_keyboard_interrupt
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules import attempt as rules
@@ -59,12 +60,12 @@ class SomeHandlerFailed(Exception):
 AttemptFilter = Callable[[Identity], bool]
 
 
-def match_every_attempt(_: Identity) -> bool:
+def always_one_by_one(_: Identity) -> bool:
     """Return True for every attempt. As `Conclusion.one_by_one`, this runs every handler in a savepoint of its own."""
     return True
 
 
-def match_no_attempt(_: Identity) -> bool:
+def never_one_by_one(_: Identity) -> bool:
     """Return False for every attempt. As `Conclusion.one_by_one`, this runs all handlers together, without savepoints."""
     return False
 
@@ -77,7 +78,7 @@ class OutcomeToApply:
         value: The outcome itself.
         key: The idempotency key of the call.
         occurrence: The occurrence (the values that tell one round of a record from the next) for which the call was made.
-        restarted: Whether an earlier try of the call may have been made as well. The handler gets it in its `ctx`.
+        restarted: Whether an earlier try of the call may have been made as well. The handler gets this value in its `ctx`.
         written: The JSON array of outcomes to keep if this outcome must be held; None for the attempt's stored outcomes plus this one.
         remaining: The JSON array of the attempt's other outcomes, which are held after this one is applied; None if there are none.
     """
@@ -132,7 +133,7 @@ class Conclusion:
             case _:
                 raise AssertionError(decision)
 
-    def apply_outcome(self, given: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt, *, loudly: str | None = None) -> None:
+    def apply_outcome(self, outcome: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt, *, loudly: str | None = None) -> None:
         """Apply an outcome to its record: by the ordinary handler if the record's condition holds, otherwise as `overtaken=` says.
 
         loudly: An error text to log after the commit; None if the outcome was expected.
@@ -144,22 +145,22 @@ class Conclusion:
         why = self.refused or standing.unreadable
         if why is not None:
             words = self.incarnation.shorten(why)
-            self._hold_and_log(attempt, given, words, words)
+            self._hold_and_log(attempt, outcome, words, words)
             return
         decision = rules.on_call_returned(standing.facts)
         if isinstance(decision, rules.Conclude):
-            work = self._make_work(given, standing, attempt)
+            work = self._make_work(outcome, standing, attempt)
             if self.one_by_one(attempt.identity):
                 self._run_and_settle_attempt(
-                    attempt, given, lambda: run_handler.run_in_savepoint(self.query, self.tx, self.query.spec.handler, work), standing
+                    attempt, outcome, lambda: run_handler.run_in_savepoint(self.query, self.tx, self.query.spec.handler, work), standing
                 )
             else:
                 self.together.append((work, attempt))
             return
-        self._apply_overtaken_outcome(given, standing, attempt)
+        self._apply_overtaken_outcome(outcome, standing, attempt)
 
     def apply_outcome_without_attempt(
-        self, given: OutcomeToApply, standing: AttemptWithFacts, identity: Identity, *, same_life: bool
+        self, outcome: OutcomeToApply, standing: AttemptWithFacts, identity: Identity, *, same_life: bool
     ) -> None:
         """Apply an outcome whose attempt was deleted: run the `overtaken` handler. If there is none or it fails, insert a held attempt with
         the outcome.
@@ -176,9 +177,9 @@ class Conclusion:
                 raise SomeHandlerFailed(spec.name)
             self.ran += 1
             try:
-                run_handler.run_in_savepoint(self.query, self.tx, handler, self._make_work(given, standing, fresh), progress=False)
+                run_handler.run_in_savepoint(self.query, self.tx, handler, self._make_work(outcome, standing, fresh), progress=False)
             except HandlerFailed as failure:
-                if failure.cause is not None and db_errors.is_transient(failure.cause):
+                if failure.cause is not None and db_errors.is_no_fault_of_record(failure.cause):
                     raise failure.cause from None
                 why = self.incarnation.shorten(failure.error)
             else:
@@ -187,7 +188,7 @@ class Conclusion:
         else:
             unreadable = "" if standing.unreadable is None else f", and {self.incarnation.shorten(standing.unreadable)}"
             why = f"an outcome came after its attempt was gone{unreadable}"
-        written = outcome_json.dump_outcomes(spec.outcome_type, [given.value], pen=pen_of(self.incarnation))
+        written = outcome_json.dump_outcomes(spec.outcome_type, [outcome.value], pen=outcome_writer_of(self.incarnation))
         why = outcome_json.note_if_only_text_was_kept(why, written)
         log_held_with_outcome(self.incarnation, spec.name, text, why)
         self.new.append(rules.hold_refused_outcome(fresh, why, None, written).attempt)
@@ -202,107 +203,108 @@ class Conclusion:
         fails.
         """
         self._run_handlers_together()
-        attempts.save(self.tx.connection, self.saved)
-        attempts.remove(self.tx.database, self.tx.connection, self.removed)
-        attempts.insert(self.tx, self.new)
+        attempts.update_attempts(self.tx.connection, self.saved)
+        attempts.delete_attempts(self.tx.database, self.tx.connection, self.removed)
+        attempts.insert_attempts(self.tx, self.new)
 
-    def _apply_overtaken_outcome(self, given: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt) -> None:
+    def _apply_overtaken_outcome(self, outcome: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt) -> None:
         if not self.one_by_one(attempt.identity):
-            # What becomes of an overtaken outcome is logged. A log line must not be doubled by a rerun, so run the batch with savepoints.
+            # The decision about an overtaken outcome is logged. The rerun with savepoints logs it only once, so the decision is left to
+            # that rerun.
             raise SomeHandlerFailed(self.query.spec.name)
         spec = self.query.spec
         exists, has_handler = standing.facts.exists, spec.overtaken is not None
         decision = overtaken.decide_overtaken_outcome(spec.when_overtaken, has_handler=has_handler, repeats=spec.repeats, exists=exists)
         match decision:
             case overtaken.Hold(why):
-                self._hold_and_log(attempt, given, why, None)
+                self._hold_and_log(attempt, outcome, why, None)
                 return
             case overtaken.DropOutcome(say):
-                self._drop_attempt_and_log(attempt, given, say)
+                self._drop_attempt_and_log(attempt, outcome, say)
                 return
-        work = self._make_work(given, standing, attempt)
+        work = self._make_work(outcome, standing, attempt)
         if isinstance(decision, overtaken.WriteFact):
-            same = self.query.is_same_occurrence(attempt.occurrence, self.query.occurrence_text(standing.record))
+            same = self.query.occurrences.means_occurrence(attempt.occurrence, self.query.occurrences.occurrence_text(standing.record))
             run = partial(run_handler.run_overtaken, self.query, self.tx, work, same_occurrence=same)
-            self._run_and_settle_attempt(attempt, given, run, standing, drops=decision.drops)
+            self._run_and_settle_attempt(attempt, outcome, run, standing, drops=decision.drops)
             return
         function = spec.overtaken or spec.handler
         self._run_and_settle_attempt(
-            attempt, given, partial(run_handler.run_in_savepoint, self.query, self.tx, function, work, progress=False), standing
+            attempt, outcome, partial(run_handler.run_in_savepoint, self.query, self.tx, function, work, progress=False), standing
         )
 
     def _hold_and_log(
-        self, attempt: Attempt, given: OutcomeToApply, why: str, error: str | None, cause: BaseException | None = None
+        self, attempt: Attempt, outcome: OutcomeToApply, why: str, error: str | None, cause: BaseException | None = None
     ) -> None:
         log_held_with_outcome(self.incarnation, attempt.reaction, attempt.record, why, cause)
-        self._hold_with_outcome(attempt, given, why, error)
+        self._hold_with_outcome(attempt, outcome, why, error)
 
-    def _drop_attempt_and_log(self, attempt: Attempt, given: OutcomeToApply, why: str) -> None:
+    def _drop_attempt_and_log(self, attempt: Attempt, outcome: OutcomeToApply, why: str) -> None:
         """Delete the attempt without running a handler, and log all its outcomes: the log is then their only trace."""
-        outcome = self.incarnation.shorten(self._outcomes_as_json(attempt, given))
-        self.incarnation.after_commit.log(partial(_log_dropped_outcome, self.incarnation, attempt, why, outcome), only_trace=True)
+        text = self.incarnation.shorten(self._outcomes_as_json(attempt, outcome))
+        self.incarnation.after_commit.log(partial(_log_dropped_outcome, self.incarnation, attempt, why, text), only_trace=True)
         self.removed.append(attempt)
         self.dropped.append(attempt)
 
     def _run_and_settle_attempt(
-        self, attempt: Attempt, given: OutcomeToApply, run: Callable[[], None], standing: AttemptWithFacts, *, drops: bool = False
+        self, attempt: Attempt, outcome: OutcomeToApply, run: Callable[[], None], standing: AttemptWithFacts, *, drops: bool = False
     ) -> None:
-        """Run a handler, and delete the attempt if the handler succeeds. If the handler fails, hold the attempt with its outcome, or with
-        `drops` delete the attempt and log its outcome: a failing handler never causes a new call.
+        """Run a handler, and delete the attempt if the handler succeeds. If the handler fails, hold the attempt with its outcome. If
+        `drops` is true, delete the attempt and log its outcome instead. So a failing handler never causes a new call.
         """
         self.ran += 1
         try:
             run()
         except HandlerFailed as failure:
-            if failure.cause is not None and db_errors.is_transient(failure.cause):
+            if failure.cause is not None and db_errors.is_no_fault_of_record(failure.cause):
                 raise failure.cause from None
             words = self.incarnation.shorten(failure.error)
             if drops:
-                self._drop_attempt_and_log(attempt, given, f"let go under InDoubt.repeat(): {words}")
+                self._drop_attempt_and_log(attempt, outcome, f"let go under InDoubt.repeat(): {words}")
                 return
-            self._hold_and_log(attempt, given, words, words, failure.cause)
+            self._hold_and_log(attempt, outcome, words, words, failure.cause)
             return
-        if given.remaining is None:
+        if outcome.remaining is None:
             self.removed.append(attempt)
         else:
-            self.saved.append((attempt, rules.hold_remaining_outcomes(attempt, given.remaining).attempt))
+            self.saved.append((attempt, rules.hold_remaining_outcomes(attempt, outcome.remaining).attempt))
         self.tx.touched.add(self.query.entity, [standing.key], None)
 
-    def _hold_with_outcome(self, attempt: Attempt, given: OutcomeToApply, why: str, error: str | None) -> None:
-        written = self._outcomes_as_json(attempt, given)
-        kept = outcome_json.note_if_only_text_was_kept(why, written, last=given.written is None)
+    def _hold_with_outcome(self, attempt: Attempt, outcome: OutcomeToApply, why: str, error: str | None) -> None:
+        written = self._outcomes_as_json(attempt, outcome)
+        kept = outcome_json.note_if_only_text_was_kept(why, written, last=outcome.written is None)
         if kept != why:
             log_outcome_kept_as_text(self.incarnation, attempt, kept)
             why = kept
         self.saved.append((attempt, rules.hold_refused_outcome(attempt, why, error, written).attempt))
 
-    def _outcomes_as_json(self, attempt: Attempt, given: OutcomeToApply) -> str:
-        """Return a JSON array with the attempt's stored outcomes and this outcome, which is the last."""
-        return given.written or outcome_json.append_outcome(
-            self.query.spec.outcome_type, attempt.outcome, given.value, pen=pen_of(self.incarnation)
+    def _outcomes_as_json(self, attempt: Attempt, outcome: OutcomeToApply) -> str:
+        """Return a JSON array with the attempt's stored outcomes, followed by this outcome."""
+        return outcome.written or outcome_json.append_outcome(
+            self.query.spec.outcome_type, attempt.outcome, outcome.value, pen=outcome_writer_of(self.incarnation)
         )
 
     def _run_handlers_together(self) -> None:
-        """Run the handlers in `together`, without savepoints. If a handler fails, raise SomeHandlerFailed, so that the caller repeats the
-        whole transaction in another way.
+        """Run the handlers in `together`, without savepoints. If a handler fails, raise SomeHandlerFailed, so that the caller rolls the
+        transaction back and repeats it with savepoints.
         """
         query, tx = self.query, self.tx
         works = [work for work, _ in self.together]
         if self.only_search:
             looked = failed_records.find_failing_records(
-                query, tx, query.spec.handler, works, asked_again.keys_not_overtaken, self.until_s - self.incarnation.clock.monotonic()
+                query, tx, query.spec.handler, works, keys_not_overtaken, self.until_s - self.incarnation.clock.monotonic()
             )
             raise self._handler_failure(looked.failed, looked.others)
         if not works:
             return
         self.watch = self.incarnation.rings.note_conditions_before(query, tx.connection, works)
         try:
-            again = RecheckBeforeHandlers(query, tx, works, asked_again.keys_not_overtaken, stale=self.ran > 0)
-            works = run_handler.run_for_each_record(query, tx, query.spec.handler, again, self.until_s).works
+            recheck = RecheckBeforeHandlers(query, tx, works, keys_not_overtaken, stale=self.ran > 0)
+            works = run_handler.run_for_each_record(query, tx, query.spec.handler, recheck, self.until_s).works
             self.ran += len(works)
             new = run_handler.write_changes(query, tx, works)
         except Exception as error:
-            if db_errors.is_transient(error) or isinstance(error, db_errors.TransactionEnded):
+            if db_errors.is_no_fault_of_record(error) or isinstance(error, db_errors.TransactionEnded):
                 raise
             raise self._handler_failure() from error
         still = run_handler.keys_without_progress(query, tx, works, new)
@@ -320,23 +322,23 @@ class Conclusion:
         told = {work.key: attempt.identity for work, attempt in self.together}
         return SomeHandlerFailed(self.query.spec.name, [told[key] for key in apart], [told[key] for key in others])
 
-    def _make_work(self, given: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt) -> Work:
-        moment = self.tx.context_for(due=standing.due, call_no=attempt.call_no, restarted=given.restarted)
-        supplies = {"ctx": moment, "key": given.key, "occurrence": given.occurrence}
-        # An older version of the application may have made the attempt's occurrence from other columns. Its text equals no present
-        # occurrence then, so the check for progress compares with the record's present occurrence instead.
+    def _make_work(self, outcome: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt) -> Work:
+        moment = self.tx.context_for(due=standing.due, call_no=attempt.call_no, restarted=outcome.restarted)
+        supplies = {"ctx": moment, "key": outcome.key, "occurrence": outcome.occurrence}
+        # An older version of the application may have made the attempt's occurrence from other columns. The text of such an occurrence
+        # cannot be compared with a present one, so the check for progress compares with the record's present occurrence instead.
         other = begun_kind.has_other_occurrence_columns(attempt.begun_with, self.query.spec.occurrence_columns)
-        round_ = self.query.occurrence_text(standing.record) if other else attempt.occurrence
-        return Work(standing.key, standing.record, round_, (_copy_for_handler(given.value),), supplies)
+        round_ = self.query.occurrences.occurrence_text(standing.record) if other else attempt.occurrence
+        return Work(standing.key, standing.record, round_, (_copy_for_handler(outcome.value),), supplies)
 
 
-def pen_of(incarnation: Incarnation) -> outcome_json.Pen:
+def outcome_writer_of(incarnation: Incarnation) -> outcome_json.Pen:
     """Return the Pen (how outcomes are shortened and made JSON) that this worker uses to write outcomes."""
     return outcome_json.Pen(incarnation.shorten_outcome, incarnation.database.codec)
 
 
 def log_outcome_kept_as_text(incarnation: Incarnation, attempt: Attempt, why: str) -> None:
-    """Log an error after the commit. Call it when only a text of an outcome could be stored, so that a person must act: no handler can be
+    """Log, as an error after the commit, that only a text of an outcome could be stored. A person must act then, since no handler can be
     given such a text.
     """
     incarnation.after_commit.log(partial(_log_outcome_kept_as_text, incarnation, attempt, why))
@@ -360,12 +362,12 @@ def _log_unexpected_outcome(incarnation: Incarnation, attempt: Attempt, words: s
     )
 
 
-def _log_dropped_outcome(incarnation: Incarnation, attempt: Attempt, why: str, outcome: str) -> None:
+def _log_dropped_outcome(incarnation: Incarnation, attempt: Attempt, why: str, text: str) -> None:
     log.warning(
         "%s: %s; outcome: %s",
         name_attempt(incarnation, attempt),
         why,
-        outcome,
+        text,
         extra={"event": "outcome_dropped", "reaction": attempt.reaction, "record": attempt.record},
     )
 

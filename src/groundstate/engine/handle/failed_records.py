@@ -13,16 +13,17 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from groundstate.engine.handle import run_handler
-from groundstate.engine.handle.asked_again import RecheckBeforeHandlers, RecheckFunction
-from groundstate.engine.handle.run_handler import HandlerFailed, Work
+from groundstate.engine.handle.recheck_conditions import RecheckBeforeHandlers, RecheckFunction, Work
+from groundstate.engine.handle.run_handler import HandlerFailed
 from groundstate.engine.sql import bulk_update, db_errors
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules.specs import Function
 
-WRITING_S = (
-    0.25  # seconds: the longest search for refused values, so short that transactions which wait for its locks do not log that they wait
-)
+# Seconds that the search for refused values may take. Other transactions wait for the locks of the search; after a wait of this length they
+# log nothing.
+WRITING_S = 0.25
 _Change = tuple[Work, dict[str, Any]]
 
 
@@ -65,27 +66,27 @@ def find_failing_records(
 def _run_handlers(
     query: ConditionQuery, tx: Transaction, function: Function, works: Sequence[Work], asks: RecheckFunction, until_s: float
 ) -> tuple[set[PrimaryKey], list[Work] | None]:
-    """Run the handlers one by one. Return the pair (keys of the records whose handler failed, works whose handler succeeded). Instead of
-    the works it has None if the database refused a statement, since the transaction is then unusable.
+    """Run the handlers one by one. Return the pair (keys of the records whose handler failed, works whose handler succeeded). The second
+    item is None if the database refused a statement, since the transaction is then unusable.
     """
     failed: set[PrimaryKey] = set()
     ran: list[Work] = []
-    again = RecheckBeforeHandlers(query, tx, works, asks)
+    recheck = RecheckBeforeHandlers(query, tx, works, asks)
     flush, monotonic = partial(_flush_changes_of_several, query, tx, function), tx.database.clock.monotonic
     for number, work in enumerate(works):
         if (ran or failed) and monotonic() >= until_s:
             break
         try:
-            if (ran or failed) and not again.may_run_handler(number, flush):
+            if (ran or failed) and not recheck.may_run_handler(number, flush):
                 continue  # the record's condition no longer holds, so the record is in neither result
-            again.note_handler_begins(number)
-            with again.noting_writes():
-                run_handler.run_without_flush(query, tx, function, work, *(one.record for one in ran))
-            again.note_handler_ran(number)
+            recheck.note_handler_begins(number)
+            with recheck.noting_writes():
+                run_handler.run_without_flush(query, tx, function, work, *(earlier.record for earlier in ran))
+            recheck.note_handler_ran(number)
         except _FailingRecordUnknown:
             return failed, None
         except HandlerFailed as failure:
-            if failure.cause is not None and db_errors.is_transient(failure.cause):
+            if failure.cause is not None and db_errors.is_no_fault_of_record(failure.cause):
                 raise failure.cause from None
             failed.add(work.key)
             if isinstance(failure.cause, SQLAlchemyError) or tx.session.is_undone:
@@ -101,19 +102,19 @@ def _flush_changes_of_several(query: ConditionQuery, tx: Transaction, function: 
     try:
         run_handler.flush_changes(query.spec, tx, function)
     except HandlerFailed as failure:
-        if failure.cause is not None and db_errors.is_transient(failure.cause):
+        if failure.cause is not None and db_errors.is_no_fault_of_record(failure.cause):
             raise failure.cause from None
         raise _FailingRecordUnknown from None
 
 
 def _take_records_out_of_session_if_possible(query: ConditionQuery, tx: Transaction, ran: Sequence[Work]) -> list[dict[str, Any]] | None:
     """Take the records out of the session, and return the new values of each record. Return None if only a flush of the session can write
-    them, or if the database refused the handlers' changes of other rows.
+    the records, or if the database refused the handlers' changes of other rows.
     """
     try:
         return run_handler.take_out_records(query, tx, ran)
     except Exception as error:
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             raise
         return None
 
@@ -133,7 +134,7 @@ def _write_by_halves(
                 tx.database, tx.connection, query.mapper, [work.key for work, _ in some], [change for _, change in some]
             )
     except Exception as error:
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             raise
         if len(some) == 1:
             refused.add(some[0][0].key)

@@ -14,8 +14,9 @@ from sqlalchemy import Connection, and_, select
 
 from groundstate.engine.rows import attempts
 from groundstate.engine.sql import db_errors, group_scan
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.lock_ids import try_transaction_locks
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.safe_text import running_user_code
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules import blocking
@@ -23,10 +24,10 @@ from groundstate.rules.attempt import Attempt, State
 from groundstate.store.tables import attempt
 from groundstate.store.tables import blocking as stands_in_the_way
 
-LOOKED_AT_MOST = 1_000  # attempts: how many are searched at most, when a person asks which record of its line a record waits for
+LOOKED_AT_MOST = 1_000  # the most attempts that are read to tell a person for which record of its line a record waits
 
 
-def places_of_records_that_may_go(
+def find_places_of_records_in_turn(
     tx: Transaction, query: ConditionQuery, records: Sequence[tuple[PrimaryKey, Any]]
 ) -> dict[PrimaryKey, int]:
     """Return a dict from the key of each record that may be carried out now to its place in its line; 0 is the first place. The caller has
@@ -67,9 +68,9 @@ def places_of_records_that_may_go(
     return may
 
 
-def doubts_that_may_go(tx: Transaction, query: ConditionQuery, records: Sequence[tuple[PrimaryKey, Any]]) -> set[PrimaryKey]:
-    """Return the keys of those of these records whose call may be made again; the calls of all of them are in doubt. If several records of
-    a line are in doubt, as after a restore, only the call of the first one may be made.
+def find_doubts_in_turn(tx: Transaction, query: ConditionQuery, records: Sequence[tuple[PrimaryKey, Any]]) -> set[PrimaryKey]:
+    """Return the keys of the records whose call may be made again. The calls of all given records are in doubt. If calls of several records
+    of a line are in doubt, as after a restore, only the call of the first record may be made again.
     """
     asked = group_scan.group_statements(query)
     values = {key: value for key, record in records if record is not None and (value := asked.group_text_of(record)) is not None}
@@ -89,19 +90,19 @@ def _try_to_lock_lines(tx: Transaction, query: ConditionQuery, values: Sequence[
 def _records_holding_up_their_line(
     connection: Connection, query: ConditionQuery, most: int | None = None, *, begun: bool = False
 ) -> set[PrimaryKey]:
-    """Return the keys of at most `most` records whose call is in flight or may have been made. With `begun`, leave out records whose call
-    is not in flight.
+    """Return the keys of at most `most` records whose call is in flight or may have been made. With `begun`, return only records whose call
+    is in flight.
     """
     spec = query.spec
-    blocks = attempt.c.blocks.is_(None) if spec.done_column is not None else attempt.c.blocks.in_(query.table_name_spellings)
+    blocks = attempt.c.blocks.is_(None) if spec.done_column is not None else attempt.c.blocks.in_(query.attempts.table_name_spellings)
     mine = and_(attempt.c.app == spec.app, attempt.c.reaction == spec.name)
     chosen = attempt.c.state == State.BEGUN.value if begun else stands_in_the_way
     texts = connection.execute(select(attempt.c.record).where(blocks, mine, chosen).limit(most)).scalars()
-    return {key for text in texts if (key := query.key_from_text_or_none(text)) is not None}
+    return {key for text in texts if (key := query.keys.key_from_text_or_none(text)) is not None}
 
 
 def without_waiting_records(tx: Transaction, query: ConditionQuery, wanted: Sequence[PrimaryKey]) -> list[PrimaryKey]:
-    """Return the keys in `wanted` without records that cannot be carried out now, since an attempt of this reaction or of another one makes
+    """Return the keys in `wanted`, except for records that cannot be carried out now because an attempt of this or another reaction makes
     them wait.
 
     A record with such an attempt may be the first of its line for a long time. Without this check, each pass would lock the record in vain.
@@ -109,7 +110,7 @@ def without_waiting_records(tx: Transaction, query: ConditionQuery, wanted: Sequ
     spec = query.spec
     if spec.in_order is None or not wanted or not tx.some_attempts:
         return list(wanted)
-    texts = {key: query.record_text(key) for key in wanted}
+    texts = {key: query.keys.record_text(key) for key in wanted}
     found = attempts.attempts_deciding_claim(tx, query, list(texts.values()), own=True)
     rounds = _present_occurrences(tx.connection, query, [key for key in wanted if texts[key] in found])
     return [key for key in wanted if key not in rounds or not _is_kept_waiting_by_attempt(tx, query, rounds[key], found[texts[key]])]
@@ -131,15 +132,15 @@ def _present_occurrences(connection: Connection, query: ConditionQuery, wanted: 
     columns = query.spec.occurrence
     if not columns or not wanted:
         return dict.fromkeys(wanted, "")
-    size = len(query.key_attributes)
+    size = len(query.keys.key_attributes)
     try:
         with running_user_code():
-            rows = connection.execute(select(*query.key_attributes, *columns).where(query.has_key_among(wanted))).all()
+            rows = connection.execute(select(*query.keys.key_attributes, *columns).where(query.keys.has_key_among(wanted))).all()
     except Exception as error:
         if not db_errors.is_record_load_error(error):
             raise
         return {}
-    return {tuple(row[:size]): query.occurrence_text_of_values(tuple(row[size:])) for row in rows}
+    return {tuple(row[:size]): query.occurrences.occurrence_text_of_values(tuple(row[size:])) for row in rows}
 
 
 def record_before_in_line(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> PrimaryKey | None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from groundstate.engine.handle import run_batch
 from groundstate.engine.handle.run_batch import Done, Feed
 from groundstate.engine.rows import attempts
-from groundstate.engine.rows.claim import Taken
+from groundstate.engine.rows.claim import ClaimedRecord
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.rules import attempt as rules
@@ -24,41 +24,45 @@ def carry_out_with_begun_attempts(incarnation: Incarnation, query: ConditionQuer
     deletes the attempts. Records that may have killed a worker are left out, unless `feed.alone` is set.
     """
     feed = replace(feed, limit=min(feed.limit, TOGETHER))
-    with incarnation.transaction() as tx:
-        found = feed.claim_records(query, tx)
-        failed = run_batch.fail_unreadable_records(incarnation, query, tx, found.unreadable)
-        free = [one for one in found.taken if feed.alone or not _has_suspected_attempt(incarnation, one)]
+    with incarnation.open_transaction() as tx:
+        claim = feed.claim_records(query, tx)
+        failed = run_batch.fail_unreadable_records(incarnation, query, tx, claim.unreadable)
+        free = [claimed for claimed in claim.records if feed.alone or not _has_suspected_attempt(incarnation, claimed)]
         group = free[:TOGETHER]
         call = attempts.new_call_number(tx.database.dice)
         pairs = [
-            (one.attempt, begun_attempt(incarnation, _existing_or_new_attempt(incarnation, query, one, tx.now), call, tx.now, len(group)))
-            for one in group
+            (
+                claimed.attempt,
+                begun_attempt(incarnation, _existing_or_new_attempt(incarnation, query, claimed, tx.now), call, tx.now, len(group)),
+            )
+            for claimed in group
         ]
-        attempts.insert(tx, [after for before, after in pairs if before is None])
-        attempts.save(tx.connection, [(before, after) for before, after in pairs if before is not None])
+        attempts.insert_attempts(tx, [after for before, after in pairs if before is None])
+        attempts.update_attempts(tx.connection, [(before, after) for before, after in pairs if before is not None])
     if not group:
-        return Done(read=found.read, cursor=found.cursor, busy=found.busy, failed=failed)
-    done = run_batch.carry_out_batch(incarnation, query, Feed(keys=[one.key for one in group], limit=len(group), mine=call))
+        return Done(read=claim.read, cursor=claim.cursor, busy=claim.busy, failed=failed)
+    done = run_batch.carry_out_batch(incarnation, query, Feed(keys=[claimed.key for claimed in group], limit=len(group), mine=call))
     left = len(free) - len(group)
     return replace(
         done,
-        read=found.read,
+        read=claim.read,
         cursor=feed.cursor
         if left
-        else found.cursor,  # if records were read but are not carried out, keep the old cursor, so that they are read again
+        else claim.cursor,  # if records were read but are not carried out, keep the old cursor, so that they are read again
         failed=done.failed + failed,
-        busy=[*done.busy, *(one.key for one in free[len(group) :])],
-        left_begun=done.done + done.failed < len(group),  # other transactions have locked or changed some of the records since
+        busy=[*done.busy, *(claimed.key for claimed in free[len(group) :])],
+        # true if other transactions locked or changed some of the records between the two transactions
+        left_begun=done.done + done.failed < len(group),
     )
 
 
-def _has_suspected_attempt(incarnation: Incarnation, one: Taken) -> bool:
-    return one.attempt is not None and is_suspected(incarnation, one.attempt)
+def _has_suspected_attempt(incarnation: Incarnation, claimed: ClaimedRecord) -> bool:
+    return claimed.attempt is not None and is_suspected(incarnation, claimed.attempt)
 
 
 def is_suspected(incarnation: Incarnation, one: Attempt) -> bool:
     """Return whether this attempt may have killed a worker, so that it must be carried out while nothing else runs in its worker.
-    `next_suspect` decides when that is.
+    `next_suspect` decides when this is done.
     """
     return incarnation.care.must_run_alone(one.why, has_call=one.unsure or one.call_no > 0)
 
@@ -71,5 +75,5 @@ def begun_attempt(incarnation: Incarnation, before: Attempt, call: int, now: dat
     return replace(after, call_no=0)
 
 
-def _existing_or_new_attempt(incarnation: Incarnation, query: ConditionQuery, one: Taken, now: datetime) -> Attempt:
-    return one.attempt or attempts.new_attempt_of_record(query, one.text, one.occurrence, incarnation.id, now)
+def _existing_or_new_attempt(incarnation: Incarnation, query: ConditionQuery, claimed: ClaimedRecord, now: datetime) -> Attempt:
+    return claimed.attempt or attempts.new_attempt_of_record(query, claimed.text, claimed.occurrence, incarnation.id, now)

@@ -18,26 +18,28 @@ from datetime import datetime
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from groundstate.engine.handle import asked_again, failed_records, in_order, run_handler
-from groundstate.engine.handle.asked_again import RecheckBeforeHandlers
-from groundstate.engine.handle.run_handler import HandlerFailed, Work
-from groundstate.engine.rows import attempts, claim
+from groundstate.engine.handle import failed_records, in_order, run_handler
+from groundstate.engine.handle.recheck_conditions import RecheckBeforeHandlers, Work, keys_still_to_handle
+from groundstate.engine.handle.run_handler import HandlerFailed
+from groundstate.engine.rows import attempts
 from groundstate.engine.rows.attempt_log import describe_try, log_failed, log_given_up, log_if_held, log_unreadable
-from groundstate.engine.rows.claim import Claim, Taken, Unreadable
+from groundstate.engine.rows.claim import Claim, ClaimedRecord, Unreadable, claim_by_condition, claim_by_keys
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import db_errors, group_scan, related_rows
-from groundstate.engine.sql.condition_query import ConditionQuery, Place, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.db_errors import RelatedRow, TransactionEnded
+from groundstate.engine.sql.pass_cursors import PassCursor
 from groundstate.engine.sql.record_cycles import TracedTransaction
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.safe_text import safe_str
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.policy import Retry
-from groundstate.rules.retry import is_last_try_used, next_try_at
+from groundstate.rules.retry import is_last_try_used, next_try_at, reason_of_last_try
 from groundstate.values.answers import Failure
 
-AROUND = 8  # statements: the most that a batch sends besides those of its handlers. Their round trips do not count as time of the records.
+AROUND = 8  # the most statements that a batch sends besides those of its handlers; their round trips do not count as time spent on records
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Feed:
     """
 
     keys: Sequence[PrimaryKey] | None = None
-    cursor: Place | None = None
+    cursor: PassCursor | None = None
     limit: int = 500
     crowded: bool = False
     alone: bool = False  # in careful mode: whether the batch is one record that may have killed a worker, and nothing else runs now
@@ -60,13 +62,13 @@ class Feed:
         tx.lock_first(self.first)
         with tx.database.limit_statement(tx.connection, self.claim_s):
             if self.keys is not None:
-                found = claim.claim_by_keys(query, tx, self.keys, mine=self.mine)
+                claim = claim_by_keys(query, tx, self.keys, mine=self.mine)
             else:
-                found = claim.claim_by_condition(query, tx, self.cursor, self.limit, crowded=self.crowded)
+                claim = claim_by_condition(query, tx, self.cursor, self.limit, crowded=self.crowded)
         if query.spec.in_order is not None:
-            place = in_order.places_of_records_that_may_go(tx, query, [(one.key, one.record) for one in found.taken])
-            found.taken = sorted((one for one in found.taken if one.key in place), key=lambda one: place[one.key])
-        return found
+            place = in_order.find_places_of_records_in_turn(tx, query, [(claimed.key, claimed.record) for claimed in claim.records])
+            claim.records = sorted((claimed for claimed in claim.records if claimed.key in place), key=lambda claimed: place[claimed.key])
+        return claim
 
 
 @dataclass
@@ -74,11 +76,11 @@ class Done:
     """The results of one batch."""
 
     read: int = 0
-    taken: int = 0  # how many records were claimed, without those left in the backlog
+    claimed: int = 0  # how many records were claimed, without those left in the backlog
     done: int = 0
     failed: int = 0
     wrong: dict[PrimaryKey, str] = field(default_factory=dict)  # the error text for each record whose handler failed, by the record's key
-    cursor: Place | None = None
+    cursor: PassCursor | None = None
     busy: list[PrimaryKey] = field(default_factory=list)
     # keys of claimed records that were left unchanged in the backlog, since no time was left for them or they must wait
     let_go: list[PrimaryKey] = field(default_factory=list)
@@ -87,13 +89,14 @@ class Done:
     rows_s: float = 0.0  # seconds spent on handlers and their writes, without BEGIN, COMMIT and the query that locks the records
     next_at: datetime | None = None  # the earliest retry time of the failed records; None if none is retried
     last_due: datetime | None = None  # the latest due time of the claimed records; None if they have no due time
-    left_begun: bool = False  # in careful mode: whether attempts may be left that were begun for this batch and not carried out
+    # in careful mode: whether some attempts that were begun for this batch may be left, since their records were not carried out
+    left_begun: bool = False
     works: Sequence[Work] = ()  # the records that were carried out together, without savepoints
     watch: TracedTransaction | None = None  # what record_cycles.py traces of this batch; None if it traces none of the records
 
     def add(self, other: Done) -> None:
         """Add the results of another part of the same batch to these results."""
-        self.taken += other.taken
+        self.claimed += other.claimed
         self.done += other.done
         self.failed += other.failed
         self.wrong |= other.wrong
@@ -125,12 +128,12 @@ def _rerun_after_failure(incarnation: Incarnation, query: ConditionQuery, feed: 
         done = _write_same_failure_for_all(
             incarnation, query, replace(again, keys=[key]), HandlerFailed(safe_str(failed.ended), failed.ended)
         )
-        done.let_go = [one for one in failed.keys if one != key]
+        done.let_go = [other for other in failed.keys if other != key]
         return replace(done, cursor=failed.cursor, read=failed.read, again=True)
     try:
         done = _rerun_with_failing_apart(incarnation, query, again, failed) or _claim_and_run_in_savepoints(incarnation, query, again)
     except SQLAlchemyError as error:
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             raise
         done = _run_in_own_transactions(incarnation, query, again, failed.keys)
     return replace(done, cursor=failed.cursor, read=failed.read, again=True)
@@ -158,11 +161,11 @@ def _rerun_with_failing_apart(incarnation: Incarnation, query: ConditionQuery, f
 def _find_failing_records(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> failed_records.SearchResult:
     spent: set[PrimaryKey] = set()
     try:
-        with incarnation.transaction() as tx:
-            found = feed.claim_records(query, tx)
-            spent |= {one.key for one in found.taken if _is_last_try_used(query, one, tx.now)}
-            works = [_make_work(tx, one) for one in found.taken if one.key not in spent]
-            raise failed_records.find_failing_records(query, tx, query.spec.handler, works, asked_again.keys_still_to_handle, feed.hold_s)
+        with incarnation.open_transaction() as tx:
+            claim = feed.claim_records(query, tx)
+            spent |= {claimed.key for claimed in claim.records if _is_last_try_used(query, claimed, tx.now)}
+            works = [_make_work(tx, claimed) for claimed in claim.records if claimed.key not in spent]
+            raise failed_records.find_failing_records(query, tx, query.spec.handler, works, keys_still_to_handle, feed.hold_s)
     except failed_records.SearchResult as looked:
         return failed_records.SearchResult(looked.failed | spent, looked.others)
 
@@ -172,12 +175,12 @@ def _run_with_some_apart(incarnation: Incarnation, query: ConditionQuery, feed: 
     record that is not in `apart` fails too.
     """
     try:
-        with incarnation.transaction() as tx:
-            found = feed.claim_records(query, tx)
-            some = replace(found, taken=[one for one in found.taken if one.key in apart], unreadable=[])
-            found.taken = [one for one in found.taken if one.key not in apart]
-            done = _run_claimed_records_together(incarnation, query, tx, found, feed.hold_s)
-            done.add(_run_in_savepoints(incarnation, query, tx, some, feed.hold_s))
+        with incarnation.open_transaction() as tx:
+            claim = feed.claim_records(query, tx)
+            apart_claim = replace(claim, records=[claimed for claimed in claim.records if claimed.key in apart], unreadable=[])
+            claim.records = [claimed for claimed in claim.records if claimed.key not in apart]
+            done = _run_claimed_records_together(incarnation, query, tx, claim, feed.hold_s)
+            done.add(_run_in_savepoints(incarnation, query, tx, apart_claim, feed.hold_s))
     except _AnyHandlerFailed:
         return None
     if done.works:
@@ -196,25 +199,25 @@ def _run_in_own_transactions(incarnation: Incarnation, query: ConditionQuery, fe
             total.let_go += keys[number:]
             total.cut = True
             break
-        one = replace(feed, keys=[key])
+        feed_of_key = replace(feed, keys=[key])
         try:
-            done = _claim_and_run_in_savepoints(incarnation, query, one)
+            done = _claim_and_run_in_savepoints(incarnation, query, feed_of_key)
         except SQLAlchemyError as error:
-            if db_errors.is_transient(error):
+            if db_errors.is_no_fault_of_record(error):
                 raise
             refused = safe_str(getattr(error, "orig", None) or error)
             words = refused if isinstance(error, TransactionEnded) else f"its commit was refused: {refused}"
-            done = _write_same_failure_for_all(incarnation, query, one, HandlerFailed(words, error))
+            done = _write_same_failure_for_all(incarnation, query, feed_of_key, HandlerFailed(words, error))
         total.add(done)
     return total
 
 
 def _write_same_failure_for_all(incarnation: Incarnation, query: ConditionQuery, feed: Feed, failure: HandlerFailed) -> Done:
-    with incarnation.transaction() as tx:
-        found = feed.claim_records(query, tx)
-        done = Done(taken=len(found.taken))
-        for one in found.taken:
-            _write_failure(incarnation, query, tx, one, failure, done)
+    with incarnation.open_transaction() as tx:
+        claim = feed.claim_records(query, tx)
+        done = Done(claimed=len(claim.records))
+        for claimed in claim.records:
+            _write_failure(incarnation, query, tx, claimed, failure, done)
     return done
 
 
@@ -226,55 +229,55 @@ class _AnyHandlerFailed(Exception):
         ended: The error that says that a handler ended the transaction; None if no handler did.
     """
 
-    def __init__(self, found: Claim, apart: Collection[PrimaryKey] = (), ended: TransactionEnded | None = None) -> None:
+    def __init__(self, claim: Claim, apart: Collection[PrimaryKey] = (), ended: TransactionEnded | None = None) -> None:
         super().__init__()
         self.ended = ended
-        self.keys = [one.key for one in found.taken]
+        self.keys = [claimed.key for claimed in claim.records]
         self.apart = frozenset(apart)
-        self.cursor = found.cursor
-        self.read = found.read
+        self.cursor = claim.cursor
+        self.read = claim.read
 
 
 def _run_batch_together(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
-    found: Claim | None = None
+    claim: Claim | None = None
     try:
-        with incarnation.transaction() as tx:
-            found = feed.claim_records(query, tx)
+        with incarnation.open_transaction() as tx:
+            claim = feed.claim_records(query, tx)
             tx.touched.of_a_backlog = feed.keys is None
-            done = _run_claimed_records_together(incarnation, query, tx, found, feed.hold_s)
+            done = _run_claimed_records_together(incarnation, query, tx, claim, feed.hold_s)
     except (DBAPIError, TransactionEnded) as error:  # the COMMIT was refused, or a handler ended the transaction
-        if db_errors.is_transient(error) or found is None or not found.taken:
+        if db_errors.is_no_fault_of_record(error) or claim is None or not claim.records:
             raise
         if db_errors.is_caused_by_value(error) and not query.in_turn:
             raise  # the refused value may be in a row that this batch did not claim
-        raise _AnyHandlerFailed(found, ended=error if isinstance(error, TransactionEnded) else None) from error
+        raise _AnyHandlerFailed(claim, ended=error if isinstance(error, TransactionEnded) else None) from error
     if done.works:
         incarnation.rings.count_carried_out(query, done.works, done.watch)
     return done
 
 
-def _run_claimed_records_together(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, found: Claim, hold_s: float) -> Done:
-    done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_latest_due_time(found))
-    done.failed = fail_unreadable_records(incarnation, query, tx, found.unreadable)
-    if not found.taken:
+def _run_claimed_records_together(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, claim: Claim, hold_s: float) -> Done:
+    done = Done(read=claim.read, cursor=claim.cursor, busy=claim.busy, claimed=len(claim.records), last_due=_latest_due_time(claim))
+    done.failed = fail_unreadable_records(incarnation, query, tx, claim.unreadable)
+    if not claim.records:
         return done
-    spent = [one.key for one in found.taken if _is_last_try_used(query, one, tx.now)]
+    spent = [claimed.key for claimed in claim.records if _is_last_try_used(query, claimed, tx.now)]
     if spent:
-        raise _AnyHandlerFailed(found, spent)  # these records have no try left: their `gave_up` handler must run in savepoints
-    done.watch = incarnation.rings.note_conditions_before(query, tx.connection, found.taken)
+        raise _AnyHandlerFailed(claim, spent)  # these records have no try left: their `gave_up` handler must run in savepoints
+    done.watch = incarnation.rings.note_conditions_before(query, tx.connection, claim.records)
     began = incarnation.clock.monotonic()
     try:
-        works = _run_handlers(query, tx, found, done, began + hold_s)
+        works = _run_handlers(query, tx, claim, done, began + hold_s)
         new = run_handler.write_changes(query, tx, works)
     except Exception as error:
-        if db_errors.is_transient(error) or isinstance(error, TransactionEnded):
+        if db_errors.is_no_fault_of_record(error) or isinstance(error, TransactionEnded):
             raise
-        raise _AnyHandlerFailed(found) from error
+        raise _AnyHandlerFailed(claim) from error
     still = run_handler.keys_without_progress(query, tx, works, new)
     if still:
-        raise _AnyHandlerFailed(found, still)
+        raise _AnyHandlerFailed(claim, still)
     done.rows_s = incarnation.clock.monotonic() - began - AROUND * tx.asked_s
-    attempts.remove(tx.database, tx.connection, [one.attempt for one in found.taken if one.attempt is not None])
+    attempts.delete_attempts(tx.database, tx.connection, [claimed.attempt for claimed in claim.records if claimed.attempt is not None])
     if done.watch is not None:
         done.watch.mine = [step for step in done.watch.mine if step[1] not in done.let_go]
         incarnation.rings.note_conditions_after(done.watch, tx.connection)
@@ -284,121 +287,121 @@ def _run_claimed_records_together(incarnation: Incarnation, query: ConditionQuer
     return done
 
 
-def _run_handlers(query: ConditionQuery, tx: Transaction, found: Claim, done: Done, until_s: float) -> list[Work]:
+def _run_handlers(query: ConditionQuery, tx: Transaction, claim: Claim, done: Done, until_s: float) -> list[Work]:
     """Run the handler on each claimed record, and return the works whose handler ran. A record is left in the backlog if no time is left,
     if an earlier handler made its condition false, or if it must wait for a record with the same `in_order` value.
     """
-    works = [_make_work(tx, one) for one in found.taken]
-    again = RecheckBeforeHandlers(query, tx, works, asked_again.keys_still_to_handle, _lines_of_records(query, found))
-    ran = run_handler.run_for_each_record(query, tx, query.spec.handler, again, until_s)
-    _leave_rest_in_backlog(found, done, ran.number_reached)
-    if ran.passed_over:  # these records stay in the backlog, and are found again if their conditions hold
-        passed_over = {work.key for work in ran.passed_over}
+    works = [_make_work(tx, claimed) for claimed in claim.records]
+    recheck = RecheckBeforeHandlers(query, tx, works, keys_still_to_handle, _lines_of_records(query, claim))
+    runs = run_handler.run_for_each_record(query, tx, query.spec.handler, recheck, until_s)
+    _leave_rest_in_backlog(claim, done, runs.number_reached)
+    if runs.passed_over:  # these records stay in the backlog, and are found again if their conditions hold
+        passed_over = {work.key for work in runs.passed_over}
         done.let_go += passed_over
-        found.taken = [one for one in found.taken if one.key not in passed_over]
-    return ran.works
+        claim.records = [claimed for claimed in claim.records if claimed.key not in passed_over]
+    return runs.works
 
 
-def _leave_rest_in_backlog(found: Claim, done: Done, reached: int) -> None:
+def _leave_rest_in_backlog(claim: Claim, done: Done, reached: int) -> None:
     """Leave the claimed records in the backlog, except for the first `reached` ones. Call it when no time is left."""
-    done.let_go += [one.key for one in found.taken[reached:]]
-    done.cut |= reached < len(found.taken)
-    found.taken = found.taken[:reached]
-    done.taken = reached
+    done.let_go += [claimed.key for claimed in claim.records[reached:]]
+    done.cut |= reached < len(claim.records)
+    claim.records = claim.records[:reached]
+    done.claimed = reached
 
 
-def _lines_of_records(query: ConditionQuery, found: Claim) -> list[object]:
-    """Return one value per claimed record that is equal for records with the same `in_order` value; a record without such a value gets a
-    number of its own. Return an empty list if the reaction has no `in_order`.
+def _lines_of_records(query: ConditionQuery, claim: Claim) -> list[object]:
+    """Return one value for each claimed record. Records with the same `in_order` value have equal values; a record without an `in_order`
+    value gets a number of its own. Return an empty list if the reaction has no `in_order`.
     """
     if query.spec.in_order is None:
         return []
     asked = group_scan.group_statements(query)
-    return [asked.group_text_of(one.record) or number for number, one in enumerate(found.taken)]
+    return [asked.group_text_of(claimed.record) or number for number, claimed in enumerate(claim.records)]
 
 
-def _latest_due_time(found: Claim) -> datetime | None:
-    return max((one.due for one in found.taken if one.due is not None), default=None)
+def _latest_due_time(claim: Claim) -> datetime | None:
+    return max((claimed.due for claimed in claim.records if claimed.due is not None), default=None)
 
 
 def _claim_and_run_in_savepoints(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         return _run_in_savepoints(incarnation, query, tx, feed.claim_records(query, tx), feed.hold_s)
 
 
-def _run_in_savepoints(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, found: Claim, hold_s: float) -> Done:
+def _run_in_savepoints(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, claim: Claim, hold_s: float) -> Done:
     """Run the handler on each claimed record, each in a savepoint of its own, and write a failed attempt for each record that fails."""
-    done = Done(read=found.read, cursor=found.cursor, busy=found.busy, taken=len(found.taken), last_due=_latest_due_time(found))
-    done.failed = fail_unreadable_records(incarnation, query, tx, found.unreadable)
+    done = Done(read=claim.read, cursor=claim.cursor, busy=claim.busy, claimed=len(claim.records), last_due=_latest_due_time(claim))
+    done.failed = fail_unreadable_records(incarnation, query, tx, claim.unreadable)
     finished: list[Attempt] = []
-    lines = _lines_of_records(query, found) or range(len(found.taken))
+    lines = _lines_of_records(query, claim) or range(len(claim.records))
     ended: set[object] = set()  # `in_order` values whose remaining records must wait for the next batch
     monotonic = incarnation.clock.monotonic
     began = monotonic()
-    for number, (one, name) in enumerate(zip(found.taken, lines, strict=True)):
+    for number, (claimed, name) in enumerate(zip(claim.records, lines, strict=True)):
         if number and monotonic() - began >= hold_s:
-            _leave_rest_in_backlog(found, done, number)
+            _leave_rest_in_backlog(claim, done, number)
             break
-        work = _make_work(tx, one)
-        if name in ended or (tx.handlers.any_ran and not asked_again.keys_still_to_handle(query, tx, [work])):
+        work = _make_work(tx, claimed)
+        if name in ended or (tx.handlers.any_ran and not keys_still_to_handle(query, tx, [work])):
             ended.add(name)
-            done.let_go.append(one.key)
+            done.let_go.append(claimed.key)
             continue
         try:
-            _run_handler_or_gave_up(incarnation, query, tx, one, work)
+            _run_handler_or_gave_up(incarnation, query, tx, claimed, work)
         except HandlerFailed as failure:
-            if failure.cause is not None and db_errors.is_transient(failure.cause):
+            if failure.cause is not None and db_errors.is_no_fault_of_record(failure.cause):
                 raise failure.cause from None
-            _write_failure(incarnation, query, tx, one, failure, done)
+            _write_failure(incarnation, query, tx, claimed, failure, done)
             ended.add(name)
         else:
             done.done += 1
-            tx.touched.add(query.entity, [one.key], None)
-            if one.attempt is not None:
-                finished.append(one.attempt)
+            tx.touched.add(query.entity, [claimed.key], None)
+            if claimed.attempt is not None:
+                finished.append(claimed.attempt)
     done.rows_s = monotonic() - began
-    attempts.remove(tx.database, tx.connection, finished)
+    attempts.delete_attempts(tx.database, tx.connection, finished)
     return done
 
 
-def _run_handler_or_gave_up(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, one: Taken, work: Work) -> None:
+def _run_handler_or_gave_up(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, claimed: ClaimedRecord, work: Work) -> None:
     """Run the ordinary handler on one record, or the `gave_up` handler if the record has no try left."""
-    if not _is_last_try_used(query, one, tx.now):
+    if not _is_last_try_used(query, claimed, tx.now):
         run_handler.run_in_savepoint(query, tx, query.spec.handler, work)
         return
-    spec, attempt = query.spec, one.attempt
+    spec, attempt = query.spec, claimed.attempt
     if attempt is None or spec.gave_up is None:
-        raise HandlerFailed("the last try was used")
+        raise HandlerFailed(reason_of_last_try(spec.retry, 0 if attempt is None else attempt.failures))
     failure = Failure(attempt.error or "", attempt.failures, attempt.since)
     run_handler.run_in_savepoint(query, tx, spec.gave_up, replace(work, arguments=(failure,)))
     log_given_up(incarnation, attempt)
 
 
-def _is_last_try_used(query: ConditionQuery, one: Taken, now: datetime) -> bool:
+def _is_last_try_used(query: ConditionQuery, claimed: ClaimedRecord, now: datetime) -> bool:
     """Return whether this record has no try left, so that `gave_up` runs. For the query of expired records, always return False: these
     records get the `expired` handler, however often they were tried.
     """
-    if query.is_for_expired:
+    if query.takes_expired_records:
         return False
-    return one.attempt is not None and is_last_try_used(query.spec.retry, one.attempt.failures, one.attempt.since, now)
+    return claimed.attempt is not None and is_last_try_used(query.spec.retry, claimed.attempt.failures, claimed.attempt.since, now)
 
 
-def _make_work(tx: Transaction, one: Taken) -> Work:
-    return Work(one.key, one.record, one.occurrence, (), {"ctx": tx.context_for(due=one.due)})
+def _make_work(tx: Transaction, claimed: ClaimedRecord) -> Work:
+    return Work(claimed.key, claimed.record, claimed.occurrence, (), {"ctx": tx.context_for(due=claimed.due)})
 
 
 def _write_failure(
-    incarnation: Incarnation, query: ConditionQuery, tx: Transaction, one: Taken, failure: HandlerFailed, done: Done
+    incarnation: Incarnation, query: ConditionQuery, tx: Transaction, claimed: ClaimedRecord, failure: HandlerFailed, done: Done
 ) -> None:
     spec = query.spec
     error = incarnation.shorten(failure.error)
-    before = one.attempt or attempts.new_attempt_of_record(query, one.text, one.occurrence, incarnation.id, tx.now)
+    before = claimed.attempt or attempts.new_attempt_of_record(query, claimed.text, claimed.occurrence, incarnation.id, tx.now)
     tried: str | None = None
-    if query.is_for_expired:
+    if query.takes_expired_records:
         at = next_try_at(spec.retry, before.failures + 1, tx.now, incarnation.dice.random())
         after = rules.on_expired_handler_failed(before, spec.terms, tx.now, at, error).attempt
-    elif _is_last_try_used(query, one, tx.now):
-        why = "the last try was used" if spec.gave_up is None else f"its gave_up handler failed: {error}"
+    elif _is_last_try_used(query, claimed, tx.now):
+        why = reason_of_last_try(spec.retry, before.failures) if spec.gave_up is None else f"its gave_up handler failed: {error}"
         after = rules.hold_attempt(before, why, error=before.error or error).attempt
         tried = "its last try was used"
     else:
@@ -407,16 +410,17 @@ def _write_failure(
         after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=error)
         if is_last_try_used(spec.retry, failures, before.since, tx.now):
             # No try is left: let the `gave_up` handler run at once, or hold the attempt for a person if there is no such handler.
-            after = replace(after, next_at=tx.now) if spec.gave_up else rules.hold_attempt(after, "the last try was used").attempt
+            why = reason_of_last_try(spec.retry, failures)
+            after = replace(after, next_at=tx.now) if spec.gave_up else rules.hold_attempt(after, why).attempt
     done.failed += 1
-    done.wrong[one.key] = error
+    done.wrong[claimed.key] = error
     done.next_at = min(filter(None, (done.next_at, after.next_at)), default=None)
-    log_failed(incarnation, spec, one.text, f"{error}; {tried or describe_try(spec.retry, after, tx.now)}", failure.cause)
+    log_failed(incarnation, spec, claimed.text, f"{error}; {tried or describe_try(spec.retry, after, tx.now)}", failure.cause)
     log_if_held(incarnation, after)
-    if one.attempt is None:
-        attempts.insert(tx, [after])
+    if claimed.attempt is None:
+        attempts.insert_attempts(tx, [after])
     else:
-        attempts.save(tx.connection, [(before, after)])
+        attempts.update_attempts(tx.connection, [(before, after)])
 
 
 def fail_unreadable_records(incarnation: Incarnation, query: ConditionQuery, tx: Transaction, bad: Sequence[Unreadable]) -> int:
@@ -424,21 +428,21 @@ def fail_unreadable_records(incarnation: Incarnation, query: ConditionQuery, tx:
     key, the attempt is held for a person at once. Return the number of these records.
     """
     new: list[Attempt] = []
-    for one in bad:
-        before = one.attempt or attempts.new_attempt_of_record(query, one.text, one.occurrence, incarnation.id, tx.now)
-        if one.nameless:
+    for unreadable in bad:
+        before = unreadable.attempt or attempts.new_attempt_of_record(query, unreadable.text, unreadable.occurrence, incarnation.id, tx.now)
+        if unreadable.nameless:
             after = rules.hold_attempt(
-                replace(before, failures=1, error=incarnation.shorten(one.words)), "no record is found by such a key"
+                replace(before, failures=1, error=incarnation.shorten(unreadable.words)), "no record is found by such a key"
             ).attempt
             log_if_held(incarnation, after)
         else:
-            after = attempt_after_failed_read(incarnation, query, before, one.words, tx.now)
-        log_unreadable(incarnation, query.spec, one.text, after.error)
-        if one.attempt is None:
+            after = attempt_after_failed_read(incarnation, query, before, unreadable.words, tx.now)
+        log_unreadable(incarnation, query.spec, unreadable.text, after.error)
+        if unreadable.attempt is None:
             new.append(after)
         else:
-            attempts.save(tx.connection, [(before, after)])
-    attempts.insert(tx, new)
+            attempts.update_attempts(tx.connection, [(before, after)])
+    attempts.insert_attempts(tx, new)
     return len(bad)
 
 
@@ -455,6 +459,6 @@ def attempt_after_failed_try(incarnation: Incarnation, retry: Retry, before: Att
     at = next_try_at(retry, failures, now, incarnation.dice.random())
     after = replace(before, state=State.FAILED, failures=failures, next_at=at, error=error)
     if is_last_try_used(retry, failures, before.since, now):
-        after = rules.hold_attempt(after, "the last try was used").attempt
+        after = rules.hold_attempt(after, reason_of_last_try(retry, failures)).attempt
         log_if_held(incarnation, after)
     return after

@@ -13,11 +13,12 @@ from sqlalchemy import null as sql_null
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.schema import Column
 
-from groundstate.engine.handle.asked_again import RecheckBeforeHandlers
+from groundstate.engine.handle.recheck_conditions import RecheckBeforeHandlers, Work
 from groundstate.engine.sql import bulk_update, commit_hooks, db_errors, in_place_changes
 from groundstate.engine.sql.call_write_guard import HANDLER_CURE, refusing_writes
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.db_errors import TransactionEnded
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.safe_text import describe_exception, running_user_code, safe_str, where_raised
 from groundstate.engine.sql.session_guards import AT_WORK
 from groundstate.engine.sql.transaction import Transaction
@@ -38,23 +39,10 @@ class HandlerFailed(Exception):
         self.cause = cause
 
 
-@dataclass(frozen=True)
-class Work:
-    """One record on which a handler is to run: its key, the record, its occurrence text, and the handler's positional arguments
-    (`arguments`) and keyword arguments (`supplies`).
-    """
-
-    key: PrimaryKey
-    record: Any
-    occurrence: str
-    arguments: tuple[Any, ...]
-    supplies: dict[str, Any]
-
-
 def run_for_each_record(
-    query: ConditionQuery, tx: Transaction, function: Function, again: RecheckBeforeHandlers[Work], until_s: float = math.inf
-) -> Ran:
-    """Run the handler on each record of `again`, without savepoints. After `until_s` (monotonic seconds) no further handler starts; the
+    query: ConditionQuery, tx: Transaction, function: Function, recheck: RecheckBeforeHandlers, until_s: float = math.inf
+) -> HandlerRuns:
+    """Run the handler on each record of `recheck`, without savepoints. After `until_s` (monotonic seconds) no further handler starts; the
     first handler always runs.
 
     A record is passed over if an earlier handler made its condition false. An exception of the handler is raised unchanged, or as
@@ -63,29 +51,29 @@ def run_for_each_record(
     Raises:
         HandlerFailed: A reaction with a done column wrote something else, an in-place change would be lost, or the handler hid an error.
     """
-    ran = Ran()
+    runs = HandlerRuns()
     if query.spec.done_column is None:
-        with again.noting_writes(), allow_writes_by_session_only(query.spec, function, tx), running_user_code():
-            _run_handlers_until(tx, function, again, until_s, ran, tx.session.flush)
-        return ran
+        with recheck.noting_writes(), allow_writes_by_session_only(query.spec, function, tx), running_user_code():
+            _run_handlers_until(tx, function, recheck, until_s, runs, tx.session.flush)
+        return runs
 
     def check_writes() -> None:
-        for work in ran.works:
+        for work in runs.works:
             _check_only_done_column_written(query, work)
-        _check_no_other_rows_written(query, tx, [work.record for work in ran.works])
+        _check_no_other_rows_written(query, tx, [work.record for work in runs.works])
 
     def check_writes_and_flush() -> None:
-        check_writes()  # before the flush, since the records no longer show after it what was changed
+        check_writes()  # before the flush, since after a flush the records no longer show what was changed
         tx.session.flush()
 
-    with _noting_stray_writes(tx), again.noting_writes(), allow_writes_by_session_only(query.spec, function, tx), running_user_code():
-        _run_handlers_until(tx, function, again, until_s, ran, check_writes_and_flush)
+    with _noting_stray_writes(tx), recheck.noting_writes(), allow_writes_by_session_only(query.spec, function, tx), running_user_code():
+        _run_handlers_until(tx, function, recheck, until_s, runs, check_writes_and_flush)
     check_writes()
-    return ran
+    return runs
 
 
 @dataclass
-class Ran:
+class HandlerRuns:
     """The records of a batch on which the handler ran (`works`), and the records that were passed over. A record that was not reached in
     time is in neither list.
     """
@@ -99,20 +87,20 @@ class Ran:
 
 
 def _run_handlers_until(
-    tx: Transaction, function: Function, again: RecheckBeforeHandlers[Work], until_s: float, ran: Ran, flush: Callable[[], None]
+    tx: Transaction, function: Function, recheck: RecheckBeforeHandlers, until_s: float, runs: HandlerRuns, flush: Callable[[], None]
 ) -> None:
     monotonic = tx.database.clock.monotonic
     try:
-        for number, work in enumerate(again.works):
-            if ran.works and monotonic() >= until_s:
+        for number, work in enumerate(recheck.works):
+            if runs.works and monotonic() >= until_s:
                 return
-            if (ran.works or again.stale) and not again.may_run_handler(number, flush):
-                ran.passed_over.append(work)
+            if (runs.works or recheck.stale) and not recheck.may_run_handler(number, flush):
+                runs.passed_over.append(work)
                 continue
-            again.note_handler_begins(number)
+            recheck.note_handler_begins(number)
             _call_handler(tx, function, work)
-            again.note_handler_ran(number)
-            ran.works.append(work)
+            recheck.note_handler_ran(number)
+            runs.works.append(work)
     finally:
         tx.put_back()
 
@@ -129,7 +117,7 @@ def _call_handler(tx: Transaction, function: Function, work: Work) -> None:
     try:
         returned = function(work.record, *work.arguments, session=tx.session, **work.supplies)
     except Exception as error:
-        if tx.is_over() and not db_errors.is_transient(error):
+        if tx.is_over() and not db_errors.is_no_fault_of_record(error):
             raise TransactionEnded(_name_handler_and_table(function, work), work.key, error) from error
         raise_if_caused_by_swallowed_error(tx, error)
         raise
@@ -147,7 +135,8 @@ def _call_handler(tx: Transaction, function: Function, work: Work) -> None:
 
 
 def write_changes(query: ConditionQuery, tx: Transaction, works: Sequence[Work]) -> list[dict[str, Any]] | None:
-    """Write what the handlers changed: the records by bulk UPDATEs if a flush would do nothing more for them, other rows by a flush.
+    """Write what the handlers changed. The records are written by bulk UPDATEs if a flush would do nothing more for them; other rows are
+    written by a flush.
 
     Return one dict of new values per record, for the check of progress and for hints. Return None if a flush wrote the records, so that the
     new values are not known.
@@ -194,19 +183,19 @@ def keys_without_progress(
         doubtful = [work for work, values in zip(works, new, strict=True) if not constant_clauses.makes_a_clause_false(demanded, values)]
     if not doubtful:
         return []
-    rows = tx.connection.execute(query.select_due_occurrences([work.key for work in doubtful]))
-    width = len(query.key_attributes)
+    rows = tx.connection.execute(query.selects.select_due_occurrences([work.key for work in doubtful]))
+    width = len(query.keys.key_attributes)
     before = {work.key: work.occurrence for work in doubtful}
     return [
         tuple(row[:width])
         for row in rows
-        if query.is_same_occurrence(before[tuple(row[:width])], query.occurrence_text_of_values(row[width:]))
+        if query.occurrences.means_occurrence(before[tuple(row[:width])], query.occurrences.occurrence_text_of_values(row[width:]))
     ]
 
 
 def run_in_savepoint(query: ConditionQuery, tx: Transaction, function: Function, work: Work, *, progress: bool = True) -> None:
-    """Run the handler on one record in a savepoint, and flush. If the handler fails, or with `progress` made no progress, roll the
-    savepoint back and raise HandlerFailed.
+    """Run the handler on one record in a savepoint, and flush. If the handler fails, roll the savepoint back and raise HandlerFailed. If
+    `progress` is true, do the same if the handler made no progress.
     """
     with tx.session.begin_nested():
         run_without_flush(query, tx, function, work)
@@ -216,14 +205,14 @@ def run_in_savepoint(query: ConditionQuery, tx: Transaction, function: Function,
 
 
 def still_holds_message(query: ConditionQuery) -> str:
-    return f"the condition still holds after the handler: {query.condition_for_people}"
+    return f"the condition still holds after the handler: {query.texts.condition_for_people}"
 
 
 def run_without_flush(
     query: ConditionQuery, tx: Transaction, function: Function, work: Work, *others: Any, looked_at: bool = False
 ) -> None:
     """Run the handler on one record, without a flush. Raises HandlerFailed if the handler raises, or if the reaction has a done column and
-    its handler writes anything else.
+    its handler writes anything but this column.
 
     others: Records that earlier handlers changed, and whose changes are not flushed yet.
     looked_at: Whether the caller checks what the handler wrote, so that autoflush must be off. If the reaction has a done column, autoflush
@@ -275,7 +264,7 @@ def raise_if_caused_by_swallowed_error(tx: Transaction, error: Exception) -> Non
 
 
 def swallowed_error_message(tx: Transaction) -> str:
-    """Return the error text for a handler that caught the error of a statement: which error, and what to do instead."""
+    """Return the error text for a handler that caught the error of a statement. The text names the error, and says what to do instead."""
     error = tx.failed
     which = "" if error is None else f": {describe_exception(getattr(error, 'orig', None) or error)}{where_raised(error)}"
     return (
@@ -322,7 +311,7 @@ def _noting_stray_writes(tx: Transaction) -> Iterator[None]:
 
 
 def _check_only_done_column_written(query: ConditionQuery, work: Work) -> None:
-    """Raise HandlerFailed if the handler wrote another column of its record than the reaction's done column. The reaction runs beside other
+    """Raise HandlerFailed if the handler wrote any column of its record except the reaction's done column. The reaction runs beside other
     reactions on the same record, so it may write no other column.
     """
     done_column = query.spec.done_column
@@ -374,21 +363,21 @@ def run_overtaken(query: ConditionQuery, tx: Transaction, work: Work, *, same_oc
 
 
 def _attributes_null_before(query: ConditionQuery, tx: Transaction, key: PrimaryKey, written: Mapping[str, Any]) -> set[str]:
-    """Return the names of those of the written attributes that were NULL before. If an old value is not known, as after an in-place change,
-    ask the database for it. Call it before the flush.
+    """Return the names of the written attributes that were NULL before the handler ran. If an old value is not known, as after an in-place
+    change, ask the database for it. Call it before the flush.
     """
     null = {name for name, old in written.items() if old is None}
     columns = query.mapper.column_attrs
     unknown = [name for name, old in written.items() if bulk_update.is_old_value_unknown(old) and name in columns]
     if unknown:
         asked = [getattr(query.entity, name).is_(sql_null()) for name in unknown]
-        row = tx.connection.execute(select(*asked).where(query.has_key_among([key]))).one()
+        row = tx.connection.execute(select(*asked).where(query.keys.has_key_among([key]))).one()
         null |= {name for name, was_null in zip(unknown, row, strict=True) if was_null}
     return null
 
 
 def _false_clauses(query: ConditionQuery, tx: Transaction, key: PrimaryKey) -> list[overtaken.FalseClause]:
-    row = tx.connection.execute(query.select_clause_truths(key)).first()
+    row = tx.connection.execute(query.selects.select_clause_truths(key)).first()
     truths = row if row is not None else [False] * len(query.spec.clauses)
     return [
         overtaken.FalseClause(_attributes_in_clause(query, one), _reads_own_columns_only(query, one))

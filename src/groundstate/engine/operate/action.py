@@ -15,7 +15,7 @@ from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine.handle.apply_outcome import Conclusion, OutcomeToApply, match_every_attempt, pen_of
+from groundstate.engine.handle.apply_outcome import Conclusion, OutcomeToApply, always_one_by_one, outcome_writer_of
 from groundstate.engine.rows import attempts, baselines, claim, corrupt_rows, outcome_json, reaction_registry
 from groundstate.engine.rows.attempt_log import name_attempt
 from groundstate.engine.rows.attempts import Identity
@@ -47,7 +47,8 @@ class Person:
     """The person who acts (`by` is the name for the log), the database of an app on which the person acts, and the reactions that are
     declared there.
 
-    `incarnation` belongs to no worker here, and has no lock and no row: it only carries the app's name, the database and the names in keys.
+    `incarnation` belongs to no worker here, and has no lock and no row: it only gives access to the app's name, the database,
+    and the reaction names that idempotency keys contain.
     """
 
     incarnation: Incarnation
@@ -92,8 +93,8 @@ Deed = Callable[
 def decide_retry(
     person: Person, tx: Transaction, query: ConditionQuery | None, _standing: AttemptWithFacts, attempt: Attempt
 ) -> rules.Keep | rules.Refuse | OutcomeToApply:
-    """Decide what `groundstate retry` does with an attempt: give its outcome to the handler again or, without an outcome, give the attempt
-    back to the workers. Or refuse.
+    """Decide what `groundstate retry` does with an attempt. If the attempt has an outcome, give the outcome to the handler again;
+    otherwise give the attempt back to the workers. Refuse if that is not possible.
     """
     spec = query.spec if query is not None else person.schedules.get(attempt.reaction)
     if spec is None:
@@ -115,7 +116,7 @@ def decide_retry(
 def _load_outcome_to_apply(person: Person, query: ConditionQuery, attempt: Attempt) -> OutcomeToApply | rules.Refuse:
     kind = query.spec.outcome_type
     written = attempt.outcome if attempt.outcome is not None else "[]"
-    first, rest = outcome_json.first_and_rest(written, pen=pen_of(person.incarnation))
+    first, rest = outcome_json.first_and_rest(written, pen=outcome_writer_of(person.incarnation))
     if outcome_json.is_text_only(first):
         return rules.Refuse("its outcome could be kept as text only, and no handler can be given that: settle it with its outcome by hand")
     try:
@@ -123,7 +124,7 @@ def _load_outcome_to_apply(person: Person, query: ConditionQuery, attempt: Attem
     except ConflictError as refused:
         return rules.Refuse(f"its outcome does not fit the handler any more ({refused}): settle it with its outcome by hand")
     if query.spec.terms.policy is not None and query.spec.terms.policy.kind == "same_key":
-        rest = outcome_json.without_outcome(rest, first, pen=pen_of(person.incarnation))
+        rest = outcome_json.without_outcome(rest, first, pen=outcome_writer_of(person.incarnation))
     return OutcomeToApply(
         value, _key_of_call(person, attempt), _occurrence_of(query, attempt), restarted=True, written=written, remaining=rest
     )
@@ -173,7 +174,7 @@ def decide_outcome(
             had,
             extra={"event": "outcomes_replaced", "reaction": attempt.reaction, "record": attempt.record},
         )
-    kept = outcome_json.put_outcome_first(kind, attempt.outcome, value, pen=pen_of(person.incarnation), given=written)
+    kept = outcome_json.put_outcome_first(kind, attempt.outcome, value, pen=outcome_writer_of(person.incarnation), given=written)
     return OutcomeToApply(value, _key_of_call(person, attempt), _occurrence_of(query, attempt), restarted=True, written=kept)
 
 
@@ -231,7 +232,7 @@ def run_action_on_attempts(person: Person, reaction: str, identities: Sequence[I
     except GroundstateError:
         raise
     except Exception as error:  # the commit writes the application's tables, so it may raise anything
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             raise ConflictError(f"the database is in trouble, try again in a moment: {describe_exception(error)}") from None
         if len(identities) > 1:
             return [did for one in identities for did in run_action_on_attempts(person, reaction, [one], deed)]
@@ -257,7 +258,7 @@ def _run_with_retries(
                 person.incarnation, partial(_run_and_ask_in_turn_if_raised, person, query, left, deed, refused)
             )
         except Exception as error:
-            if late or not db_errors.is_transient(error):
+            if late or not db_errors.is_no_fault_of_record(error):
                 raise
         if len(done) == len(identities):
             break
@@ -290,12 +291,12 @@ def _run_in_transaction(
     refused: str | None,
     first: frozenset[RelatedRow],
 ) -> dict[Identity, ActionResult]:
-    with person.incarnation.transaction() as tx:
+    with person.incarnation.open_transaction() as tx:
         if query is None:
             return _run_on_undeclared_reaction(tx, identities, deed)
         tx.lock_first(first)
         looked = claim.lock_and_read_attempts(query, tx, identities)
-        conclusion = Conclusion(person.incarnation, tx, query, one_by_one=match_every_attempt, refused=refused)
+        conclusion = Conclusion(person.incarnation, tx, query, one_by_one=always_one_by_one, refused=refused)
         done = {one: _apply_decision(conclusion, one, standing, deed) for one, standing in looked.standing.items()}
         done |= {
             one: ActionResult(*one[1:], "refused", f"{words}: put the record right first") for one, (_, words) in looked.unreadable.items()
@@ -321,23 +322,25 @@ def _apply_decision(conclusion: Conclusion, identity: Identity, standing: Attemp
     match deed(conclusion.tx, conclusion.query, standing, attempt):
         case rules.Refuse(why):
             return said("refused", why)
-        case OutcomeToApply() as given:
-            conclusion.apply_outcome(given, _count_other_occurrence_as_present(conclusion.query, standing, attempt), attempt)
+        case OutcomeToApply() as outcome:
+            conclusion.apply_outcome(outcome, _count_other_occurrence_as_present(conclusion.query, standing, attempt), attempt)
             if attempt in conclusion.dropped:
                 return said("deleted", "its condition or occurrence no longer holds, and such an outcome is dropped: it is in the log")
             if attempt in conclusion.removed:
                 return said("concluded", "its outcome is in the record")
             after = conclusion.saved[-1][1]
-            return said("concluded" if given.remaining and after.outcome == given.remaining else "held", after.why or "")
+            return said("concluded" if outcome.remaining and after.outcome == outcome.remaining else "held", after.why or "")
         case decision:
             conclusion.apply_decision(attempt, decision)
             return said(*_describe_decision(decision))
 
 
 def _count_other_occurrence_as_present(query: ConditionQuery, standing: AttemptWithFacts, attempt: Attempt) -> AttemptWithFacts:
-    """If the `occurrence=` columns were changed since the attempt began, its occurrence cannot be compared with the record's. The person
-    who settles it vouches that the outcome belongs to the record, so `standing` is returned as if the occurrences were equal. Otherwise it
-    is returned unchanged.
+    """Return `standing` as if the attempt and the record had the same occurrence, if the reaction declares other `occurrence=` columns now
+    than when the attempt began. Otherwise return `standing` unchanged.
+
+    With other columns, the two occurrences cannot be compared. The person who settles the attempt says that the outcome belongs to the
+    record.
     """
     if not begun_kind.has_other_occurrence_columns(attempt.begun_with, query.spec.occurrence_columns):
         return standing
@@ -362,9 +365,9 @@ def _run_on_undeclared_reaction(tx: Transaction, identities: Sequence[Identity],
 
         def write(decision: rules.Keep | rules.Delete = decision, attempt: Attempt = attempt) -> None:
             if isinstance(decision, rules.Keep):
-                attempts.save(tx.connection, [(attempt, decision.attempt)])
+                attempts.update_attempts(tx.connection, [(attempt, decision.attempt)])
             else:
-                attempts.remove(tx.database, tx.connection, [attempt])
+                attempts.delete_attempts(tx.database, tx.connection, [attempt])
 
         done |= _write_changes(tx, {identity: ActionResult(*identity[1:], *_describe_decision(decision))}, write)
     return done

@@ -81,7 +81,7 @@ def build_person(
     with database.reading() as connection:
         incarnation.key_names = {known.name: known.key_name for known in reaction_registry.read_known_reactions(connection, app).values()}
         for query in queries.values():
-            query.has_triggers = reaction_registry.has_triggers(connection, database, query)
+            query.triggers_may_change_row = reaction_registry.has_triggers(connection, database, query)
     return Person(incarnation, queries, by or user_name(), schedules)
 
 
@@ -131,7 +131,7 @@ def require_attempt_exists(person: Person, reaction: str, record: str, occurrenc
 
 # ---- all attempts of a reaction ------------------------------------------------------------------------------------------------
 def count_attempts(person: Person, reaction: str, *, failed: bool = False, baseline: bool = False) -> int:
-    """Return on how many attempts `retry_all` or `forget_all` would act. Raise NotFoundError if the reaction is not known."""
+    """Return the number of attempts that `retry_all` or `forget_all` would change. Raise NotFoundError if the reaction is not known."""
     _require_known_reaction(person, reaction)
     statement = select(func.count()).select_from(table).where(*_clauses_for_bulk(person, reaction, failed=failed, baseline=baseline))
     with person.database.reading() as connection:
@@ -224,7 +224,7 @@ def _run_on_one(person: Person, wanted: tuple[str, str, str | None], deed: Deed,
 def _find_identity(person: Person, reaction: str, record: str, occurrence: str | None) -> Identity:
     """Return the identity of the one attempt that these arguments name. Raise NotFoundError if there is none, ConflictError if several."""
     if reaction in person.schedules and record:  # a tick of a schedule has no record, so `record` names the tick
-        record, occurrence = "", keys.tick_text(record) if occurrence is None else occurrence
+        record, occurrence = "", keys.canonical_tick(record) if occurrence is None else occurrence
     written = _canonical_record_text(person, reaction, record)
     where = [table.c.app == person.app, table.c.reaction == reaction, table.c.record == written]
     if occurrence is not None:
@@ -251,7 +251,7 @@ def _canonical_record_text(person: Person, reaction: str, record: str) -> str:
     if query is None or _has_attempt(person, reaction, record):
         return record
     try:
-        return query.record_text(query.key_from_text(record))
+        return query.keys.record_text(query.keys.key_from_text(record))
     except ValueError as error:
         raise NotFoundError(f"{record!r} is no primary key of {query.spec.record.__name__}: {error}") from None
 

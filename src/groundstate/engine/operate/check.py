@@ -14,10 +14,11 @@ from groundstate.engine.operate import triggers
 from groundstate.engine.operate.source_constants import find_shared_row_update
 from groundstate.engine.operate.state_circles import StateSteps
 from groundstate.engine.rows import reaction_registry
-from groundstate.engine.sql import db_errors, key_columns, mapping_check, raising_rows, rights, row_security, schema, stored_values
-from groundstate.engine.sql.condition_query import ConditionQuery, sql_table_name
+from groundstate.engine.sql import db_errors, key_refusal, mapping_check, raising_rows, rights, row_security, schema, stored_values
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.findings import Finding, find_hidden_rows, find_missing_indexes, find_odd_due_times
 from groundstate.engine.sql.savepoint_query import query_in_savepoint, why_condition_not_evaluable
+from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.rules import condition_lint
 from groundstate.rules import sql_inspect as look
 from groundstate.rules.column_demands import OTHER
@@ -31,7 +32,7 @@ from groundstate.store.tables import metadata as our_tables
 from groundstate.values.errors import NotInitialisedError, StoreRefusedError
 
 
-def check(
+def check_database(
     database: Database, queries: Sequence[ConditionQuery], metadatas: Sequence[MetaData], schedules: Sequence[ScheduleSpec] = ()
 ) -> list[Finding]:
     """Check an app on one database, and return all findings, problems first."""
@@ -57,7 +58,7 @@ def check(
         denied = rights.missing_rights(
             database,
             connection,
-            [table for one in queries for table in one.tables_loaded if isinstance(table, Table)],
+            [table for one in queries for table in one.loading.tables_loaded if isinstance(table, Table)],
             our_tables.sorted_tables,
         )
         found += _find_missing_rights(connection, denied)
@@ -65,7 +66,7 @@ def check(
         queries = [
             one
             for one in queries
-            if not any(sql_table_name(table, database) in unread for table in one.tables_loaded if isinstance(table, Table))
+            if not any(sql_table_name(table, database) in unread for table in one.loading.tables_loaded if isinstance(table, Table))
         ]
         found += _find_unusable_keys(connection, queries)
         for query in queries:
@@ -113,8 +114,8 @@ def _find_missing_rights(connection: Connection, denied: Mapping[str, Sequence[s
 
 def _find_unusable_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
     """Yield a problem for each table whose rows the database does not find again by the key text that groundstate stores."""
-    refused = {query.spec.table_name: key_columns.key_refusal(connection, query) for query in queries}
-    yield from (Finding("problem", "keys", name, why.words, key_columns.CURE) for name, why in refused.items() if why is not None)
+    refused = {query.spec.table_name: key_refusal.find_key_refusal(connection, query) for query in queries}
+    yield from (Finding("problem", "keys", name, why.words, key_refusal.CURE) for name, why in refused.items() if why is not None)
 
 
 def _find_shared_row_updates(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
@@ -138,7 +139,9 @@ def _find_shared_row_updates(queries: Sequence[ConditionQuery]) -> Iterator[Find
 def _find_raising_condition(connection: Connection, query: ConditionQuery) -> Iterator[Finding]:
     """Yield a problem if the condition raises an error, for some rows or for all."""
     errors: list[Exception] = []
-    count = query_in_savepoint(connection, partial(reaction_registry.count_records, connection, query, query.ready), errors.append)
+    count = query_in_savepoint(
+        connection, partial(reaction_registry.count_records, connection, query, query.condition.is_ready), errors.append
+    )
     if count is not None:
         return
     words, cure = why_condition_not_evaluable(errors[0]), None
@@ -154,7 +157,7 @@ def _find_raising_condition(connection: Connection, query: ConditionQuery) -> It
 
 # ---- schedules -----------------------------------------------------------------------------------------------------------------
 def _find_silent_hours(database: Database, connection: Connection, schedules: Sequence[ScheduleSpec]) -> Iterator[Finding]:
-    """Yield advice for each schedule that fires at least hourly, except for an hour of silence when the clock is set back in autumn."""
+    """Yield advice for each schedule that fires at least hourly, but skips an hour when the clock is set back in autumn."""
     now = connection.execute(select(database.now())).scalar_one()
     for spec in schedules:
         cron = spec.timing
@@ -201,8 +204,8 @@ def _find_useless_triggers(database: Database, connection: Connection, queries: 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------------------
 def _find_repeated_keys(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for reactions whose condition can hold again on a record, since handlers of other reactions can make it hold: the second
-    call would have the idempotency key of the first call.
+    """Yield advice for each reaction whose condition can hold a second time on a record, because handlers of other reactions change the
+    record. The second call would have the idempotency key of the first call.
     """
     steps = StateSteps([query.spec for query in queries])
     for spec in steps.specs:
@@ -299,9 +302,9 @@ def _find_reactions_that_block_others(queries: Sequence[ConditionQuery]) -> Iter
 
 
 def _find_reused_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for SQLite tables that give the highest id to a new row after the row with that id was deleted.
+    """Yield advice for each SQLite table that uses an id twice: if the row with the highest id is deleted, the next new row gets this id.
 
-    Calls for the new record would then have the idempotency keys of the deleted record (hazard 46).
+    Calls for the new record would have the idempotency keys of the deleted record (hazard 46).
     """
     tables: dict[Any, str] = {}
     for query in queries:

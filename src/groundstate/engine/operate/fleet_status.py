@@ -47,19 +47,20 @@ class ReactionSeen:
     rows: int = 0  # number of rows that wait to be carried out
     at_least: bool = False  # whether there may be more rows than `rows`, since counting stopped there
     too_late: int = 0  # number of rows that were not carried out in time, and go to the `expired` handler
-    first: str | None = None  # of the waiting records, the one with the lowest key or, with due times, with the earliest; None if none
+    first: str | None = None  # the waiting record with the lowest key or, with due times, the earliest due time; None if no record waits
     overdue_since: datetime | None = None  # when the first waiting record became due; None without a waiting record or a due time
     attempts: Mapping[str, AttemptCount] = field(default_factory=dict)  # attempts by state
     on: bool = True  # False if the reaction is new or changed, and a person must accept it first
-    partly: bool = False  # whether, while `on` is False, workers carry out the rows that match the accepted condition too
+    partly: bool = False  # whether workers carry out rows that match both the declared and the accepted condition while `on` is False
     suspect: bool = False  # whether each call begins as an attempt in doubt, since the database went back in time
     waits: bool = False  # whether the reaction waits until a person says if the database was restored from a backup
     asked: bool = True  # False if the condition cannot be queried here, for example because a table is missing
     unseen: str | None = None  # why its rows cannot be seen (a session locks a table, or the query fails); None if they can
-    # warning if a due time is stored in a wrong format (SQLite), so that its record is not carried out when it is due; None if none was
-    # found, or without `liveness`
+    # a warning if some due time is stored in a wrong format (SQLite), so that its record is not carried out when it is due; None if all due
+    # times are right, or without `liveness`
     odd_time: str | None = None
-    lacks: str | None = None  # why no worker carries it out here, such as a missing column, else None; only with `liveness`
+    # why no worker carries out the reaction here, such as a missing column; None if nothing prevents that, or without `liveness`
+    lacks: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Overview:
     now: datetime
     standby: bool
     reactions: tuple[ReactionSeen, ...]
-    undeclared: Mapping[str, int]  # by reaction that the application does not declare here: number of its attempts
+    undeclared: Mapping[str, int]  # for each reaction that the application does not declare here, the number of its attempts
     workers: tuple[WorkerSeen, ...] | None = None
     careful: bool = False  # whether careful mode is on, since workers ended uncleanly
     last_end: str | None = None  # a sentence on how the last worker ended; None if workers were not looked up
@@ -117,7 +118,7 @@ def _query_overview(  # noqa: PLR0913  # it has the arguments of `build_overview
         by_name, nobody = {query.spec.name: query for query in queries}, living_workers.LivenessById([])
         looked = ReportContext(app, database, connection, by_name, nobody, {spec.name: spec for spec in schedules})
         known = reaction_registry.read_known_reactions(connection, app)
-        waiting = data_restore_check.find_waiting_reactions(database, connection, app).names_among(query.spec for query in queries)
+        waiting = data_restore_check.find_waiting_reactions(database, connection, app).names_of_waiting(query.spec for query in queries)
         unseen = lock_waits.reactions_behind_locked_tables(connection, queries)
         seen_ones = [query for query in queries if query.spec.name not in unseen]
         loud = reaction_registry.split_newcomers(connection, seen_ones, known, lambda *_: None)[1] if liveness is not None else []
@@ -177,7 +178,7 @@ def _read_reaction(looked: ReportContext, query: ConditionQuery, most: int) -> R
         rows=rows,
         at_least=rows >= most,
         too_late=pending.read_ready_rows(looked, query.query_for_expired, most)[0] if query.query_for_expired is not None else 0,
-        first=query.record_for_people(query.key_in_cursor(oldest[0])) if oldest else None,
+        first=query.keys.record_for_people(query.cursors.key_in_cursor(oldest[0])) if oldest else None,
         overdue_since=upcoming.overdue_since(looked.connection, query) if rows and query.timing is not None else None,
     )
 

@@ -23,8 +23,8 @@ from groundstate.store.tables import attempt as table
 from groundstate.values import keys
 from groundstate.values.answers import IdempotencyKey
 
-PAGE = 50  # held attempts on one page
-ASKED_AT_ONCE = 1000  # records for which one statement checks whether the condition holds
+PAGE = 50  # the most held attempts on one page
+ASKED_AT_ONCE = 1000  # the most records for which one statement checks whether the condition holds
 Cursor = tuple[str, str, str]  # reaction, record and occurrence of the last attempt on a page
 
 
@@ -32,14 +32,15 @@ Cursor = tuple[str, str, str]  # reaction, record and occurrence of the last att
 class Filter:
     """Selects held attempts by their fields. A field that is None does not narrow the selection.
 
-    Rows that were left out when a reaction was new (baselines) are held attempts too: `baseline` selects only them, else they are left out.
+    Rows that were left out when a reaction was new (baselines) are held attempts too. `baseline` says whether the filter selects only
+    baselines, or only other attempts.
     """
 
     reaction: str | None = None
     record: str | None = None
     unsure: bool | None = None
     with_outcome: bool | None = None
-    why: str | None = None  # a part of the reason or of the error text, in upper or lower case
+    why: str | None = None  # a part of the reason or of the error text; upper and lower case are not distinguished
     baseline: bool = False
 
 
@@ -75,7 +76,8 @@ class Page:
     """One page of held attempts. `total` is the number of attempts that the filter selects on all pages, and `baselines` the number of rows
     that were left out when their reaction was new.
 
-    `left` says whether a further page follows. Give `more` as `after` to read that page; it is None if there is none.
+    `left` says whether a further page follows. To read the further page, pass `more` to `read_held_page` as `after`. On the last page,
+    `more` is None.
     """
 
     held: list[Held] = field(default_factory=list)
@@ -143,10 +145,10 @@ def _clauses_of_filter(app: str, which: Filter) -> list[ColumnElement[bool]]:
 def _attempts_whose_condition_holds(
     connection: Connection, declared: Mapping[str, ConditionQuery | ScheduleSpec], found: Sequence[Attempt]
 ) -> set[Identity]:
-    """Return the identities of the attempts whose condition and occurrence still hold: if such an attempt were deleted, a new call would be
-    made.
+    """Return the identities of the attempts whose record still matches the condition with the same occurrence. If such an attempt were
+    deleted, a new call would be made.
 
-    An attempt for which this cannot be checked is included.
+    An attempt is included too if this cannot be checked.
     """
     some: dict[str, list[Attempt]] = {}
     for one in found:
@@ -164,18 +166,20 @@ def _attempts_whose_condition_holds(
                 raise
             now = {}
             holding.update(one.identity for one in mine)  # the table or a row cannot be read, so the condition may hold
-        holding.update(one.identity for one in mine if one.record in now and query.is_same_occurrence(one.occurrence, now[one.record]))
+        holding.update(
+            one.identity for one in mine if one.record in now and query.occurrences.means_occurrence(one.occurrence, now[one.record])
+        )
         holding |= baselines.baselines_still_holding(connection, query, mine)
     return holding
 
 
 def _read_current_occurrences(connection: Connection, query: ConditionQuery, found: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
     """Yield one pair (record, its occurrence now), both as text, per record of these attempts for which the condition holds."""
-    wanted = [key for text in {one.record for one in found} if (key := query.key_from_text_or_none(text)) is not None]
-    size = len(query.key_attributes)
+    wanted = [key for text in {one.record for one in found} if (key := query.keys.key_from_text_or_none(text)) is not None]
+    size = len(query.keys.key_attributes)
     for first in range(0, len(wanted), ASKED_AT_ONCE):
-        for row in connection.execute(query.select_holding_occurrences(wanted[first : first + ASKED_AT_ONCE])):
-            yield query.record_text(tuple(row[:size])), query.occurrence_text_of_values(tuple(row[size:]))
+        for row in connection.execute(query.selects.select_holding_occurrences(wanted[first : first + ASKED_AT_ONCE])):
+            yield query.keys.record_text(tuple(row[:size])), query.occurrences.occurrence_text_of_values(tuple(row[size:]))
 
 
 def _describe_held(

@@ -1,8 +1,9 @@
-"""Finds open attempts of other apps on this database of which no worker is alive, so that nobody settles the attempts. It only reads.
+"""Finds open attempts of other apps on this database if no worker of the other app is alive, so that nobody settles the attempts. It only
+reads.
 
 If an app's name was changed only in the source, groundstate takes it for another app, and its open attempts stay with the old name. An app
-that was stopped on purpose looks alike. If such attempts are on tables of this app, or of a reaction that this app declares too, they keep
-this app off these records, and are reported with the cure. All others get one line in the log at level INFO.
+that was stopped on purpose looks the same. Some of these attempts are on tables of this app, or belong to a reaction that this app declares
+too. They keep this app from carrying out their records, and are reported with the cure. The other attempts are logged at level INFO.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ class LeftByOther:
 def count_left_by_others(
     connection: Connection, app: str, queries: Sequence[ConditionQuery], alive: Collection[str]
 ) -> tuple[LeftByOther, ...]:
-    """Return the open attempts of other apps, one item per app. `alive` names the apps that may have a worker alive; they are left out."""
+    """Return the open attempts of other apps, one item per app. Leave out the apps in `alive`, which may have a worker alive."""
     open_ = and_(attempt.c.state.in_([State.BEGUN.value, State.DOUBT.value, State.HELD.value]), not_(is_baseline))
     named = or_(attempt.c.app < app, attempt.c.app > app)  # two ranges instead of !=, so that the primary key's index skips our own rows
-    tables = sorted({name for query in queries for name in query.table_name_spellings})
+    tables = sorted({name for query in queries for name in query.attempts.table_name_spellings})
     on_ours = func.coalesce(attempt.c.blocks.in_(tables), False).label("on_ours")
     columns = (attempt.c.app, attempt.c.reaction, attempt.c.state, on_ours)
     told = select(*columns, func.count()).where(named, open_).group_by(*columns).order_by(*columns)
@@ -101,7 +102,7 @@ def apps_with_workers(seen: Sequence[living_workers.WorkerSeen]) -> frozenset[st
 
 
 def describe_unrelated(found: Sequence[LeftByOther]) -> str | None:
-    """Return one line on those of the open attempts that do not concern this app; None if all do."""
+    """Return one line on the open attempts that do not concern this app; None if all of them concern it."""
     others = [f"{one.app} ({one.counts_in_words})" for one in found if not one.ours]
     return f"Other apps on this database of which no worker lives have open attempts: {', '.join(others)}." if others else None
 

@@ -27,12 +27,13 @@ class WorkerSeen:
 
     Attributes:
         alive: Whether its lock is held; None if this cannot be seen (on a standby, or if a lock file is not readable), or is not known yet.
-        host: Its host; None if it has no row: it ended cleanly, and only attempts of it are left.
-        ended_at: When another worker found that it had ended uncleanly; None if none did.
+        host: Its host; None if the incarnation ended cleanly and deleted its row, so that only its attempts are left.
+        ended_at: When another worker found that the incarnation had ended uncleanly; None if no worker found that.
         left: The number of its attempts that are begun or in doubt.
-        server: Identifies, as JSON, the start of the server on which it took its lock; None on SQLite, and for workers of older versions.
-        known_in_s: If its lock is free after a restart or change of the server: seconds until it is known at the latest whether it is
-        alive; else None.
+        server: JSON that identifies the server on which the incarnation took its lock, and the start of this server; None on SQLite, and
+        for workers of older versions.
+        known_in_s: The most seconds until it is known whether the incarnation is alive, if its lock is free after a restart or change of
+        the server; else None.
         says: What it reports of itself; empty if it is not alive.
     """
 
@@ -51,11 +52,11 @@ class WorkerSeen:
 
     @property
     def has_ended_cleanly(self) -> bool:
-        """Return whether it ended cleanly, and so deleted its row. Its attempts, if any, were cut off as it stopped, or were in doubt."""
+        """Return whether the worker ended cleanly and so deleted its row. An attempt that it left was cut off then, or was in doubt."""
         return self.host is None and self.pid is None and self.began_at is None
 
 
-_TOLD = {one.name for one in fields(WorkerSeen)} - {"says"}  # the columns of a worker's row that are passed on as they are
+_TOLD = {one.name for one in fields(WorkerSeen)} - {"says"}  # the columns of a worker's row that become fields unchanged
 
 
 def liveness_in_words(one: WorkerSeen) -> str:

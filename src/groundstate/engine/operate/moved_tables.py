@@ -15,7 +15,8 @@ from sqlalchemy import Connection, and_, func, inspect, select, update
 
 from groundstate.engine.rows.attempt_text import count_with_noun
 from groundstate.engine.sql import db_errors
-from groundstate.engine.sql.condition_query import ConditionQuery, blocking
+from groundstate.engine.sql.attempt_filters import is_blocking
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.store.tables import attempt
 
@@ -36,7 +37,7 @@ class CallsOnOtherTable:
     gone: bool
 
     @property
-    def words(self) -> str:
+    def message_for_people(self) -> str:
         """Return a message for a person about these calls, with what the person can do."""
         calls = count_with_noun(self.count, "call is", "calls are")
         return (
@@ -47,11 +48,11 @@ class CallsOnOtherTable:
 
 
 def find_calls_on_other_tables(connection: Connection, app: str, queries: Sequence[ConditionQuery]) -> Iterator[CallsOnOtherTable]:
-    """Yield one item for each reaction and each other table on which it has calls in flight or in doubt. Leave out a reaction whose table
-    of today does not exist in this database yet.
+    """Yield one item for each pair of a reaction and a table other than its table today, if the reaction has calls in flight or in doubt on
+    that table. Leave out a reaction whose table today does not exist in this database yet.
     """
     by_name = {query.spec.name: query for query in queries}
-    mine = and_(attempt.c.app == app, attempt.c.reaction.in_(sorted(by_name)), attempt.c.blocks.is_not(None), blocking)
+    mine = and_(attempt.c.app == app, attempt.c.reaction.in_(sorted(by_name)), attempt.c.blocks.is_not(None), is_blocking)
     told = select(attempt.c.reaction, attempt.c.blocks, func.count()).where(mine).group_by(attempt.c.reaction, attempt.c.blocks)
     try:
         standing = connection.execute(told.order_by(attempt.c.reaction, attempt.c.blocks)).all()
@@ -61,7 +62,7 @@ def find_calls_on_other_tables(connection: Connection, app: str, queries: Sequen
         return  # one of these rows was edited by hand, and its text cannot be read
     for name, was, count in standing:
         query = by_name[name]
-        if isinstance(was, str) and was not in query.table_name_spellings and _has_table(connection, query.spec.table_name):
+        if isinstance(was, str) and was not in query.attempts.table_name_spellings and _has_table(connection, query.spec.table_name):
             yield CallsOnOtherTable(name, was, query.spec.table_name, count, gone=not _has_table(connection, was))
 
 
@@ -74,10 +75,10 @@ def update_renamed_tables(worker_state: WorkerState) -> None:
         found = list(find_calls_on_other_tables(connection, worker_state.app, queries))
     if not found:
         return
-    with worker_state.incarnation.transaction() as tx:
+    with worker_state.incarnation.open_transaction() as tx:
         for one in found:
             if one.gone:
-                those = (attempt.c.app == worker_state.app, attempt.c.reaction == one.reaction, attempt.c.blocks == one.was, blocking)
+                those = (attempt.c.app == worker_state.app, attempt.c.reaction == one.reaction, attempt.c.blocks == one.was, is_blocking)
                 tx.connection.execute(update(attempt).where(*those).values(blocks=one.now))
     for one in found:
         if one.gone:
@@ -92,7 +93,7 @@ def update_renamed_tables(worker_state: WorkerState) -> None:
         else:
             log.warning(
                 "%s",
-                one.words,
+                one.message_for_people,
                 extra={"event": "table_unclear", "reaction": one.reaction, "was": one.was, "now": one.now, "count": one.count},
             )
 

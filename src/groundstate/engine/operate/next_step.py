@@ -19,7 +19,9 @@ from groundstate.engine.operate.obstacles import Workers
 from groundstate.engine.operate.pending import describe_attempt
 from groundstate.engine.rows import data_restore_check, reaction_registry
 from groundstate.engine.sql import db_errors, lock_waits, odd_due_times, raising_rows
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey, condition_from_text
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.condition_texts import condition_from_text
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.savepoint_query import query_in_savepoint, why_condition_not_evaluable
 from groundstate.rules.attempt import Attempt, State, reason_code_cannot_settle
 from groundstate.store.port import Database
@@ -32,10 +34,10 @@ CALLING = ("repeat", "same_key", "lookup")  # policies by which an attempt in do
 
 @dataclass(frozen=True)
 class WaitsFor:
-    """What keeps a reaction from a record: an attempt of another reaction or of another occurrence, a held attempt on a child record, or an
-    earlier record in line.
+    """What keeps a reaction from a record: an attempt of another reaction, the reaction's own attempt of another occurrence, a held attempt
+    on a child record, or an earlier record that `in_order` puts first.
 
-    If the attempt is the reaction's own, `round` is the attempt's occurrence, and `person` is the command that settles it if it is held.
+    `round` is the occurrence of the reaction's own attempt, else None. If this attempt is held, `person` is the command that settles it.
     """
 
     reaction: str
@@ -51,7 +53,7 @@ class RecordContext:
     """The data from which each reaction on one record is explained.
 
     `standing` has the attempts on the record. `waiting` names the reactions that wait since the database may have been restored. `unseen`
-    and `lacking` say by reaction why its rows cannot be queried, and why no worker carries it out here.
+    says, by reaction, why its rows cannot be queried. `lacking` says, by reaction, why no worker carries out the reaction here.
     """
 
     database: Database
@@ -70,7 +72,7 @@ class RecordContext:
 @dataclass(frozen=True)
 class ReactionCase:
     """The state of one reaction on the record. `key` is None if the record does not exist. `mine` is the reaction's own attempt, or None.
-    `no_due` and `unread` are phrases on a due time and on columns that cannot be read, or None.
+    `no_due` is a phrase on a due column whose value is no time, and `unread` a phrase on columns that cannot be read; both may be None.
     """
 
     query: ConditionQuery
@@ -119,7 +121,7 @@ def _next_step_without_attempt(looked: RecordContext, case: ReactionCase, key: P
     if timed is not None:
         return timed
     late = case.query_if_expired(looked.now)
-    waits = [one for one in case.waits if late is None or one.standing != IN_LINE]  # a record that is too late does not wait for its order
+    waits = [one for one in case.waits if late is None or one.standing != IN_LINE]  # an expired record waits for no earlier one
     if waits:
         return _waits_in_words(waits[0]), None
     kept = _reason_not_carried_out(looked, case.query, key)
@@ -177,7 +179,8 @@ def _reason_not_carried_out(looked: RecordContext, query: ConditionQuery, key: P
     """Return a phrase on why workers do not carry out the reaction at all: the database lacks something, or the reaction is not accepted.
     Return None if workers carry it out.
 
-    If the next worker that starts will accept the reaction without a person, that is a reason too, but not with `loud`.
+    If the reaction only waits for the next worker to start, which will accept it without a person, return a phrase on this too. But with
+    `loud`, return None in this case.
     """
     if query.spec.name in looked.lacking:
         return f"not carried out: {looked.lacking[query.spec.name]}"
@@ -197,7 +200,7 @@ def _reason_not_carried_out(looked: RecordContext, query: ConditionQuery, key: P
 def _reason_condition_fails(looked: RecordContext, query: ConditionQuery) -> str | None:
     """Return a phrase on why workers cannot query the condition over all records; None if they can."""
     errors: list[Exception] = []
-    count = partial(reaction_registry.count_records, looked.connection, query, query.ready)
+    count = partial(reaction_registry.count_records, looked.connection, query, query.condition.is_ready)
     if query_in_savepoint(looked.connection, count, errors.append) is not None:
         return None
     if not db_errors.is_caused_by_value(errors[0]):
@@ -217,14 +220,14 @@ def _waits_in_words(one: WaitsFor) -> str:
 
 
 def _has_accepted_condition(looked: RecordContext, query: ConditionQuery, key: PrimaryKey, known: reaction_registry.Known) -> bool:
-    """Return whether the accepted condition holds for the record too, so that workers of the old and the new version carry it out."""
+    """Return whether the record matches the accepted condition too. Then workers of the old and of the new version carry it out."""
     if not known.has_condition or known.has_other_records(query):
         return False
-    statement = select(literal(1)).select_from(query.entity).where(query.has_key_among([key]), condition_from_text(known.condition))
+    statement = select(literal(1)).select_from(query.entity).where(query.keys.has_key_among([key]), condition_from_text(known.condition))
     try:
         with looked.connection.begin_nested():
             return looked.connection.execute(statement).first() is not None
     except DBAPIError as error:
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             raise
         return False  # the SQL of the accepted condition is not valid here any more

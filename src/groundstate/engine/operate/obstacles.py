@@ -20,9 +20,10 @@ from groundstate.engine.operate import living_workers
 from groundstate.engine.operate.living_workers import WorkerSeen
 from groundstate.engine.rows.worker_report import Failing, Pause, Ring, WorkerReport
 from groundstate.engine.sql import db_errors, lock_waits
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.lock_ids import slot_lock_ids
-from groundstate.engine.watch.work_queue import FAILING_MOST
+from groundstate.engine.sql.record_keys import PrimaryKey
+from groundstate.engine.watch.postponement import FAILING_MOST
 from groundstate.rules import rate as rates
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.specs import ServiceSpec
@@ -92,7 +93,7 @@ class Workers:
         return said[0] if said and len(said) == len(self.able_workers) else None
 
 
-def find_ring(workers: Workers, query: ConditionQuery, record: str, occurrence: str) -> Ring | None:
+def find_reported_cycle(workers: Workers, query: ConditionQuery, record: str, occurrence: str) -> Ring | None:
     """Return the cycle (reactions that undo each other's changes) that some worker reports with this reaction on this record; None if no
     worker reports one.
     """
@@ -143,14 +144,14 @@ def _find_all_hindrances(
     if words is not None:
         yield Hindrance(f"waits: {words}")
     if key is not None:
-        ring = find_ring(workers, query, query.record_text(key), occurrence)
+        ring = find_reported_cycle(workers, query, query.keys.record_text(key), occurrence)
         if ring is not None:
             yield Hindrance(describe_ring(ring, query.spec.name))
         yield from _hindrance_of_row_lock(workers, query, key)
     busy = lock_waits.describe_workers_in_long_transactions(workers.connection)
     if busy and len(busy) >= len(workers.able_workers):
         yield Hindrance(f"waits for {busy[0]}: nothing else is carried out by that worker meanwhile")
-    if not query.is_for_expired:  # workers report nothing about `expired` handlers
+    if not query.takes_expired_records:  # workers report nothing about `expired` handlers
         yield from _hindrances_reported_by_workers(workers, query)
     if calls and query.spec.call is not None:
         yield from _hindrances_of_service(workers, query.spec.call.service, _tenant_of_record(workers.connection, query, key))
@@ -178,7 +179,7 @@ def _hindrance_of_row_lock(workers: Workers, query: ConditionQuery, key: Primary
 
 
 def _hindrances_reported_by_workers(workers: Workers, query: ConditionQuery) -> Iterator[Hindrance]:
-    """Yield a hindrance for each trouble with this reaction, on whatever record, that every able worker reports."""
+    """Yield a hindrance for each trouble that every able worker reports for this reaction, on any of its records."""
     name = query.spec.name
     failing = workers.first_if_all_report(
         [next((one for one in incarnation.says.failing if one.reaction == name), None) for incarnation in workers.able_workers]
@@ -205,7 +206,7 @@ def _tenant_of_record(connection: Connection, query: ConditionQuery, key: Primar
     if per is None or key is None:
         return None
     try:
-        value = connection.execute(select(per).where(query.has_key_among([key]))).scalar()
+        value = connection.execute(select(per).where(query.keys.has_key_among([key]))).scalar()
     except Exception as error:
         if not db_errors.is_conversion_error(error):
             raise

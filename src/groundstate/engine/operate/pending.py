@@ -25,8 +25,10 @@ from groundstate.engine.rows.reaction_registry import BASELINE, COUNTED_MAX, Una
 from groundstate.engine.schedule import upcoming
 from groundstate.engine.schedule.report import ScheduleReport, report_schedules
 from groundstate.engine.sql import db_errors, lock_waits, mapping_check, odd_due_times, raising_rows
-from groundstate.engine.sql.condition_query import ConditionQuery, Place, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.lock_waits import LockedRecord
+from groundstate.engine.sql.pass_cursors import PassCursor
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.schedule import ScheduleSpec
@@ -37,7 +39,7 @@ from groundstate.values.keys import NoValue
 SHOWN = 20  # the most attempts of each kind that are listed; all are counted
 OLDEST = 3  # the most ready records of each reaction that are named
 BLOCKERS_MOST = 1_000  # the most attempts that are read to find the records that they block
-IN_LINE_SHOWN = 10  # for a reaction with `in_order`: at most so many ready records are checked for an earlier record that they wait for
+IN_LINE_SHOWN = 10  # the most ready records of a reaction with `in_order` for which it is checked whether they wait for an earlier record
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class ToDo:
     too_late: int = 0  # number of rows that were not carried out within `valid_for`, and go to the `expired` handler
     upcoming: int = 0  # number of rows that become due later
     next_due: datetime | None = None  # when the next row becomes due; None if none does
-    # warning if a due time is stored in a wrong format (SQLite), so that its record is not carried out when it is due; None if none was
-    # found
+    # a warning if some due time is stored in a wrong format (SQLite), so that its record is not carried out when it is due; None if all due
+    # times are right
     odd_time: str | None = None
 
 
@@ -72,7 +74,7 @@ class OpenAttempt:
     next_at: datetime | None  # when the next step happens; None if not known
     settled_from: datetime | None  # when a call in doubt can be settled at the earliest; None: at once, or the attempt is not in doubt
     key_kept_until: datetime | None  # until when a call in doubt may be repeated with its idempotency key; None if there is no such limit
-    since: datetime  # when its first try began; a person's `retry` begins anew
+    since: datetime  # when its first try began; after a person's `retry`, the next try counts as the first
     tries: str
     error: str | None
     why: str | None
@@ -85,7 +87,7 @@ class WaitingRecord:
     """A record on which a reaction is not carried out yet, since it waits for an attempt of another reaction, for its own attempt of
     another occurrence, or for its turn.
 
-    If the attempt is the reaction's own, `round` is the attempt's occurrence, and `person` is the command that settles it if it is held.
+    `round` is the occurrence of the reaction's own attempt, else None. If this attempt is held, `person` is the command that settles it.
     """
 
     reaction: str
@@ -111,11 +113,12 @@ class Pending:
     waits: tuple[WaitingRecord, ...]
     locked: tuple[LockedRecord, ...]
     unseen: Mapping[str, str]  # by reaction: why its rows cannot be seen, such as a table that is locked or missing
-    lacks: Mapping[str, str]  # by reaction that no worker carries out here: what is lacking, such as a column or privilege, and the cure
+    # for each reaction that no worker carries out here: what is lacking, such as a column or privilege, and the cure
+    lacks: Mapping[str, str]
     newcomers: tuple[UnacceptedReaction, ...]
     suspects: tuple[str, ...]  # reactions whose calls begin as attempts in doubt, since the database went back in time
     waiting: tuple[str, ...]  # reactions that wait until a person says whether the database was restored from a backup
-    undeclared: Mapping[str, int]  # by reaction that the application does not declare here: number of its open attempts
+    undeclared: Mapping[str, int]  # for each reaction that the application does not declare here, the number of its open attempts
     baseline: int  # number of rows that were left out when their reaction was new
     others: tuple[LeftByOther, ...]  # open attempts of other apps that have no worker alive
     workers: tuple[WorkerSeen, ...]
@@ -168,7 +171,7 @@ def build_pending_report(  # noqa: PLR0913  # an app's database and declarations
         lacks = mapping_check.why_not_carried_out(connection, [query for query in queries if query.spec.name not in unseen])
         unseen |= mapping_check.reactions_not_evaluable(connection, queries, lacks)
         looked = ReportContext(app, database, connection, declared, alive, {spec.name: spec for spec in schedules}, unseen)
-        waiting = data_restore_check.find_waiting_reactions(database, connection, app).names_among(query.spec for query in queries)
+        waiting = data_restore_check.find_waiting_reactions(database, connection, app).names_of_waiting(query.spec for query in queries)
         others = left_by_other_apps.count_left_by_others(connection, app, queries, left_by_other_apps.apps_with_workers(seen))
         queries = [query for query in queries if query.spec.name not in unseen]
         ticks = tuple(report_schedules(app, database, connection, schedules, then))
@@ -238,20 +241,20 @@ def _is_no_baseline() -> ColumnElement[bool]:
 def _read_to_do(looked: ReportContext, query: ConditionQuery) -> ToDo:
     rows, oldest = read_ready_rows(looked, query)
     spec = query.spec
-    texts = tuple(query.record_for_people(query.key_in_cursor(place)) for place in oldest)
-    to_do = ToDo(spec.name, spec.table_name, query.condition_for_people, rows, rows >= COUNTED_MAX, texts, starts=True)
+    texts = tuple(query.keys.record_for_people(query.cursors.key_in_cursor(place)) for place in oldest)
+    to_do = ToDo(spec.name, spec.table_name, query.texts.condition_for_people, rows, rows >= COUNTED_MAX, texts, starts=True)
     return to_do if query.timing is None else _add_due_times(looked, query, to_do)
 
 
-def read_ready_rows(looked: ReportContext, query: ConditionQuery, most: int = COUNTED_MAX) -> tuple[int, list[Place]]:
+def read_ready_rows(looked: ReportContext, query: ConditionQuery, most: int = COUNTED_MAX) -> tuple[int, list[PassCursor]]:
     """Return a pair: how many rows are to be carried out, counted up to `most`, and a list of the due time and key of each of the first
     rows.
     """
-    if query.has_no_blocking_attempt is None:
+    if query.attempts.has_no_blocking_attempt is None:
         return _count_ready_rows_in_python(looked, query, most)
-    some = query.select_cursors_after(None, most, crowded=True).order_by(None).subquery()
+    some = query.selects.select_cursors_after(None, most, crowded=True).order_by(None).subquery()
     rows = int(looked.connection.execute(select(func.count()).select_from(some)).scalar_one())
-    first = query.select_cursors_after(None, OLDEST, crowded=True)
+    first = query.selects.select_cursors_after(None, OLDEST, crowded=True)
     return rows, [tuple(row) for row in looked.connection.execute(first)] if rows else []
 
 
@@ -267,17 +270,17 @@ def _add_due_times(looked: ReportContext, query: ConditionQuery, to_do: ToDo) ->
     )
 
 
-def _count_ready_rows_in_python(looked: ReportContext, query: ConditionQuery, most: int) -> tuple[int, list[Place]]:
+def _count_ready_rows_in_python(looked: ReportContext, query: ConditionQuery, most: int) -> tuple[int, list[PassCursor]]:
     """Return the same pair as `read_ready_rows`, but leave out rows with attempts in Python, after their keys were read.
 
     Call it if SQL cannot produce the text of the reaction's keys.
     """
     spec = query.spec
     mine = and_(table.c.app == spec.app, table.c.reaction == spec.name)
-    stands = mine if spec.done_column else or_(mine, and_(table.c.blocks.in_(query.table_name_spellings), _is_blocking()))
+    stands = mine if spec.done_column else or_(mine, and_(table.c.blocks.in_(query.attempts.table_name_spellings), _is_blocking()))
     taken = set(looked.connection.execute(select(table.c.record).where(stands).limit(COUNTED_MAX)).scalars())
-    found = [tuple(row) for row in looked.connection.execute(query.select_cursors_after(None, most, crowded=False))]
-    free = [place for place in found if query.record_for_people(query.key_in_cursor(place)) not in taken] if taken else found
+    found = [tuple(row) for row in looked.connection.execute(query.selects.select_cursors_after(None, most, crowded=False))]
+    free = [place for place in found if query.keys.record_for_people(query.cursors.key_in_cursor(place)) not in taken] if taken else found
     return len(free), free[:OLDEST]
 
 
@@ -287,8 +290,8 @@ def _is_blocking() -> ColumnElement[bool]:
 
 # ---- attempts ------------------------------------------------------------------------------------------------------------------
 def _count_attempts(looked: ReportContext) -> tuple[dict[str, int], int]:
-    """Return a pair: the number of the app's attempts in each state (such as 'in doubt'), and the number of baselines (rows that were left
-    out when their reaction was new), which the first does not count.
+    """Return a pair: the number of the app's attempts in each state (such as 'in doubt') without baselines, and the number of baselines
+    (rows that were left out when their reaction was new).
     """
     baseline = (func.coalesce(table.c.why, "") == BASELINE).label("baseline")
     rows = looked.connection.execute(
@@ -374,9 +377,9 @@ def _records_waiting_in_line(looked: ReportContext, query: ConditionQuery) -> li
     """Return one item for each of the first ready records that must wait for an earlier record, by `in_order`."""
     if query.spec.in_order is None:
         return []
-    rows = looked.connection.execute(query.select_cursors_after(None, IN_LINE_SHOWN, crowded=True))
-    some = {(key := query.key_in_cursor(tuple(row))): _key_of_earlier_record(looked, query, key) for row in rows}
-    name, text = query.spec.name, query.record_text
+    rows = looked.connection.execute(query.selects.select_cursors_after(None, IN_LINE_SHOWN, crowded=True))
+    some = {(key := query.cursors.key_in_cursor(tuple(row))): _key_of_earlier_record(looked, query, key) for row in rows}
+    name, text = query.spec.name, query.keys.record_text
     return [
         WaitingRecord(name, text(key), f"its turn behind record {text(one)}", "before it in line")
         for key, one in some.items()
@@ -405,18 +408,18 @@ def _records_waiting_for_attempts(
     spec = query.spec
     wanted = {}
     for text, some in standing.items():
-        if any(one.blocks in query.table_name_spellings or (one.app, one.reaction) == (spec.app, spec.name) for one in some):
-            key = query.key_from_text_or_none(text)
+        if any(one.blocks in query.attempts.table_name_spellings or (one.app, one.reaction) == (spec.app, spec.name) for one in some):
+            key = query.keys.key_from_text_or_none(text)
             if key is not None:
                 wanted[text] = key
     if not wanted:
         return []
-    columns = (*query.key_attributes, *spec.occurrence)
-    size = len(query.key_attributes)
+    columns = (*query.keys.key_attributes, *spec.occurrence)
+    size = len(query.keys.key_attributes)
     found = []
     for row in _read_ready_records(looked, query, columns, list(wanted.values())):
-        text, occurrence = query.record_text(tuple(row[:size])), query.occurrence_text_of_values(tuple(row[size:]))
-        mine = [one for one in standing.get(text, ()) if one.blocks in (None, *query.table_name_spellings)]
+        text, occurrence = query.keys.record_text(tuple(row[:size])), query.occurrences.occurrence_text_of_values(tuple(row[size:]))
+        mine = [one for one in standing.get(text, ()) if one.blocks in (None, *query.attempts.table_name_spellings)]
         if blocking.find_own_attempt(spec.app, spec.name, occurrence, mine, spec.occurrence_columns) is not None:
             continue
         other = blocking.find_blocking_attempt(spec.app, spec.name, occurrence, mine, **spec.blocking_arguments)
@@ -428,7 +431,7 @@ def _records_waiting_for_attempts(
 def _read_ready_records(looked: ReportContext, query: ConditionQuery, columns: Sequence[Any], wanted: Sequence[PrimaryKey]) -> list[Any]:
     """Return one row with these columns for each wanted record that is ready. Records with a value that cannot be loaded are left out."""
     try:
-        return list(looked.connection.execute(select(*columns).where(query.ready, query.has_key_among(wanted))))
+        return list(looked.connection.execute(select(*columns).where(query.condition.is_ready, query.keys.has_key_among(wanted))))
     except Exception as error:
         if not db_errors.is_conversion_error(error):
             raise

@@ -25,7 +25,9 @@ from groundstate.engine.rows.attempts import is_baseline
 from groundstate.engine.rows.reaction_registry import Known
 from groundstate.engine.schedule import cursors
 from groundstate.engine.sql import mapping_check, raising_rows
-from groundstate.engine.sql.condition_query import ConditionQuery, blocking, condition_from_text
+from groundstate.engine.sql.attempt_filters import is_blocking
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.condition_texts import condition_from_text
 from groundstate.engine.sql.sql_text import one_line
 from groundstate.rules import begun_kind
 from groundstate.rules.attempt import Terms
@@ -44,7 +46,7 @@ class Planned:
 
     Attributes:
         condition: The declared condition; None if the reaction is gone.
-        was: The accepted condition; None if there is none, or it is the declared one.
+        was: The accepted condition; None if there is none, or if it equals the declared condition.
         rows: The number of rows that match the condition now, with or without an attempt.
         more: The number of rows that match only the declared condition; None if the accepted condition is not valid here any more.
         fewer: The number of rows that match only the accepted condition; None if they cannot be counted.
@@ -92,7 +94,8 @@ class Plan:
     refused: tuple[str, ...]
     waiting: tuple[str, ...] = ()  # reactions that wait for a person, since the database may have been restored from a backup
     others: tuple[LeftByOther, ...] = ()  # open attempts of other apps that have no worker alive
-    elsewhere: tuple[str, ...] = ()  # messages on open calls on another table than their reaction's table today, where both tables exist
+    # messages on open calls whose records are in another table than their reaction's table today, if both tables exist
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def needs_person(self) -> bool:
@@ -118,10 +121,10 @@ def build_plan(
         declared = {query.spec.name for query in queries} | {spec.name for spec in schedules}
         marked = _names_of_recorded_schedules(connection, app)
         lacks = mapping_check.why_not_carried_out(connection, queries)
-        waiting = data_restore_check.find_waiting_reactions(database, connection, app).names_among(query.spec for query in queries)
+        waiting = data_restore_check.find_waiting_reactions(database, connection, app).names_of_waiting(query.spec for query in queries)
         planned = [_plan_reaction_or_report_lack(connection, query, known.get(query.spec.name), attempts, lacks) for query in queries]
         planned = [replace(one, lacks=lacks[one.reaction]) if one.reaction in lacks else one for one in planned]
-        begun, held = _count_by_begun_with(connection, app, blocking), _count_by_begun_with(connection, app, _is_held_outcome)
+        begun, held = _count_by_begun_with(connection, app, is_blocking), _count_by_begun_with(connection, app, _is_held_outcome)
         specs = {query.spec.name: query.spec for query in queries}
         planned = [
             replace(
@@ -143,7 +146,9 @@ def build_plan(
         left = reaction_registry.undeclared_with_open_attempts(connection, app, names, [spec.name for spec in schedules])
         clashes = reaction_registry.key_clashes(connection, [query.spec for query in queries])
         others = () if liveness is None else left_by_other_apps.find_left_by_others(app, database, connection, queries, liveness)
-        elsewhere = tuple(one.words for one in moved_tables.find_calls_on_other_tables(connection, app, queries) if not one.gone)
+        elsewhere = tuple(
+            one.message_for_people for one in moved_tables.find_calls_on_other_tables(connection, app, queries) if not one.gone
+        )
     planned = [replace(one, starts=one.starts and one.reaction not in waiting) for one in planned]
     planned = [_suggest_rename(one, planned, queries) for one in planned]
     refused = tuple(
@@ -157,16 +162,16 @@ def build_plan(
 
 
 def _plan_reaction(connection: Connection, query: ConditionQuery, before: Known | None, attempts: Mapping[str, int]) -> Planned:
-    name, now = query.spec.name, query.condition_text
+    name, now = query.spec.name, query.texts.condition_text
     was = None if before is None else before.condition
-    rows, opened = reaction_registry.count_records(connection, query, query.condition_and_due), attempts.get(name, 0)
+    rows, opened = reaction_registry.count_records(connection, query, query.condition.holds_and_is_due), attempts.get(name, 0)
     if before is not None and before.has_other_records(query):
         moved = reaction_registry.find_newcomer(connection, query, before)
         condition, was = _conditions_to_compare(query, before.condition)
         needs = moved.answers_for_deployment if moved.rows or moved.known_before else None
         return Planned(name, "changed", condition, was, rows, None, None, opened, starts=needs is None, needs=needs)
     if was == now:
-        return Planned(name, "unchanged", query.condition_for_people, None, rows, open_attempts=opened)
+        return Planned(name, "unchanged", query.texts.condition_for_people, None, rows, open_attempts=opened)
     more, fewer = (rows, None) if was is None else _count_differences(connection, query, was)
     took = rows if more is None else more
     found = reaction_registry.find_newcomer(connection, query, before) if took else None
@@ -180,7 +185,7 @@ def _conditions_to_compare(query: ConditionQuery, was: str | None) -> tuple[str,
     """Return the pair (declared condition, accepted condition or None) for display. If both exist, each is on one line, so that the
     difference is easy to see.
     """
-    return (query.condition_for_people, None) if was is None else (one_line(query.condition_text), one_line(was))
+    return (query.texts.condition_for_people, None) if was is None else (one_line(query.texts.condition_text), one_line(was))
 
 
 def _plan_reaction_or_report_lack(
@@ -200,7 +205,7 @@ def _plan_reaction_or_report_lack(
 
 
 def _plan_without_counts(query: ConditionQuery, before: Known | None, attempts: Mapping[str, int]) -> Planned:
-    name, now = query.spec.name, query.condition_text
+    name, now = query.spec.name, query.texts.condition_text
     was = None if before is None or before.condition == now else before.condition
     standing: Standing = "new" if before is None else "unchanged" if was is None else "changed"
     condition, was = _conditions_to_compare(query, was)
@@ -210,11 +215,11 @@ def _plan_without_counts(query: ConditionQuery, before: Known | None, attempts: 
 def _suggest_rename(one: Planned, planned: Sequence[Planned], queries: Sequence[ConditionQuery]) -> Planned:
     """Return the plan, with a suggested rename if the reaction is new and has the condition of a reaction that is gone.
 
-    Both may be one reaction with a new name; with the rename its calls keep their idempotency keys.
+    The new reaction may be the old one, renamed in the source only. With the rename, its calls keep their idempotency keys.
     """
     if one.standing != "new":
         return one
-    asks = next(query.condition_text for query in queries if query.spec.name == one.reaction)
+    asks = next(query.texts.condition_text for query in queries if query.spec.name == one.reaction)
     old = next((other.reaction for other in planned if other.standing == "gone" and other.was == asks), None)
     if old is None:
         return one
@@ -227,10 +232,10 @@ def _count_differences(connection: Connection, query: ConditionQuery, was: str) 
     condition is not valid here any more.
     """
     old = condition_from_text(was)
-    now = func.coalesce(query.condition_and_due, not_(true()))
+    now = func.coalesce(query.condition.holds_and_is_due, not_(true()))
     try:
         with connection.begin_nested():
-            more = reaction_registry.count_records(connection, query, query.condition_and_due, not_(old))
+            more = reaction_registry.count_records(connection, query, query.condition.holds_and_is_due, not_(old))
             return more, reaction_registry.count_records(connection, query, old, not_(now))
     except DBAPIError:  # the old condition uses a column or table that no longer exists
         return None, None
@@ -261,12 +266,13 @@ def _count_by_begun_with(connection: Connection, app: str, those: ColumnElement[
 
 
 def _reasons_to_hold_calls(spec: ReactionSpec, begun: Mapping[str | None, int]) -> tuple[str, ...]:
-    """Return the reasons why this version would hold calls that another version began, such as calls to another service
-    (rules/begun_kind.py). `begun` counts these calls by `begun_with`.
+    """Return the reasons why this version would hold calls that another version began; one is that they went to a different service.
+
+    begun: the number of such calls for each value of `begun_with` (rules/begun_kind.py).
     """
     terms, counts = spec.terms, Counter[tuple[str, str]]()
     for said, count in begun.items():
-        reason = begun_kind.reason_not_to_settle(said, terms.kind, terms.answers_for if terms.has_lookup else ())
+        reason = begun_kind.why_not_settled_here(said, terms.kind, terms.answers_for if terms.has_lookup else ())
         if reason is None and terms.has_lookup and begun_kind.parse_kind(said).service not in terms.answers_for:
             reason = begun_kind.describe_lookup_difference(said, terms.kind)
         if reason is not None:
@@ -275,8 +281,8 @@ def _reasons_to_hold_calls(spec: ReactionSpec, begun: Mapping[str | None, int]) 
 
 
 def _reasons_to_leave_outcomes_held(spec: ReactionSpec, held: Mapping[str | None, int]) -> tuple[str, ...]:
-    """Return the reasons why this version does not conclude some held outcomes: their occurrence is made of other columns than today's
-    occurrences.
+    """Return the reasons why this version does not conclude some held outcomes: their calls were begun when the reaction declared other
+    `occurrence=` columns than today.
 
     It is not known to which of today's occurrences such an outcome belongs, so this version does not carry out its record.
     """

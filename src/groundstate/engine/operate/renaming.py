@@ -51,17 +51,17 @@ class Trusted:
     held: int
 
 
-def trust(person: Person, name: str | None = None) -> Trusted:
+def trust_reactions(person: Person, name: str | None = None) -> Trusted:
     """Mark one reaction as trusted, or every reaction if `name` is None. Call it after a person has checked the data that was restored.
 
-    From now on its calls no longer begin as attempts in doubt. If reactions wait since it is not known whether the database was restored
-    from a backup, this records that it was not, and they go on.
+    From now on, calls of a trusted reaction no longer begin as attempts in doubt. Some reactions may wait because it is not known whether
+    the database was restored from a backup. For these, record that it was not restored, so that they go on.
 
     Raises:
         NotFoundError: The app has no such reaction.
     """
     mine = and_(reaction.c.app == person.app, reaction.c.name != "")
-    with person.incarnation.transaction() as tx:
+    with person.incarnation.open_transaction() as tx:
         known = list(tx.connection.execute(select(reaction.c.name).where(mine).order_by(reaction.c.name)).scalars())
         if name is not None and name not in known:
             raise NotFoundError(f"app {person.app!r} has no reaction {name!r} here: there are {', '.join(known) or 'none'}")
@@ -91,7 +91,7 @@ def rename(person: Person, old: str, new: str) -> Renamed:
 
 
 def _rename_in_transaction(person: Person, old: str, new: str) -> Renamed:
-    with person.incarnation.transaction() as tx:
+    with person.incarnation.open_transaction() as tx:
         _require_no_living_worker(person, tx.connection, person.app)
         rows = _read_registry_rows(tx.connection, person.app)
         if old not in rows and not _count_attempts(tx.connection, person.app, [old]):
@@ -133,7 +133,7 @@ def rename_app(person: Person, old: str, new: str) -> Renamed:
 
 
 def _rename_app_in_transaction(person: Person, old: str, new: str) -> Renamed:
-    with person.incarnation.transaction() as tx:
+    with person.incarnation.open_transaction() as tx:
         _require_no_living_worker(person, tx.connection, old, new)
         before, there = _read_registry_rows(tx.connection, old), _read_registry_rows(tx.connection, new)
         with_attempts = set(tx.connection.execute(select(attempt.c.reaction).where(attempt.c.app == old).distinct()).scalars())

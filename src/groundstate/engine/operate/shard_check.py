@@ -16,13 +16,14 @@ from typing import Any
 from sqlalchemy import Connection, Table, select, text
 from sqlalchemy import Sequence as NumberSequence
 
-from groundstate.engine.sql.condition_query import ConditionQuery, sql_table_name
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.findings import Finding
+from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.rules.specs import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.values.errors import StoreRefusedError
 
-SAMPLE = 1_000  # so many of the lowest keys and of the highest keys of a table are looked up on the other shards
+SAMPLE = 1_000  # how many of the lowest keys, and how many of the highest keys, of a table are looked up on the other shards
 _SERVER = text("""
     SELECT (SELECT system_identifier FROM pg_control_system())::text, current_database(), to_regclass('groundstate_attempt')::oid::bigint,
            pg_postmaster_start_time()::text
@@ -69,7 +70,7 @@ class NumberSeries:
 
 
 def read_numbering(database: Database, connection: Connection, table: Table) -> NumberSeries | None:
-    """Return how the database numbers the rows of this table; None if it does not, since the application makes the keys."""
+    """Return how the database numbers the rows of this table; None if the application makes the keys itself."""
     column = table.autoincrement_column
     if column is None or (column.default is not None and not isinstance(column.default, NumberSequence)):
         return None
@@ -93,10 +94,11 @@ class AdmittedDatabases:
         self._which: dict[str, Any] = {}
         self._numbers: dict[str, dict[Table, NumberSeries]] = {}
 
-    def admit(self, label: str, database: Database, sharded: Sequence[ReactionSpec], shards: Sequence[str]) -> None:
+    def add_and_compare(self, label: str, database: Database, sharded: Sequence[ReactionSpec], shards: Sequence[str]) -> None:
         """Compare one more database of the app with the databases before it, and keep it for the next comparisons.
 
-        `label` is its name in messages. If it is one of several shards, `sharded` has its reactions, and `shards` the labels of all shards.
+        `label` is the database's name in messages. If the database is one of several shards, `sharded` has the reactions on it, and
+        `shards` the labels of all shards.
 
         Raises:
             StoreRefusedError: Another label leads to the same database, or another shard numbers its records alike. The message has the
@@ -160,7 +162,7 @@ def _cure_in_words(database: Database, table: Table, count: int) -> str:
 
 
 # ---- keys that two shards have -------------------------------------------------------------------------------------------------------
-def check(shards: Mapping[str, tuple[Database, Sequence[ConditionQuery]]]) -> list[Finding]:
+def check_shards(shards: Mapping[str, tuple[Database, Sequence[ConditionQuery]]]) -> list[Finding]:
     """Compare the shards, and return a finding for each table of which two shards have equal keys already (in a sample), or give out equal
     keys later.
     """
@@ -191,7 +193,7 @@ def _find_duplicate_keys(table: Table, queries: Mapping[str, ConditionQuery], ca
         for other in labels[number + 1 :]:
             same = _keys_that_exist(table, queries[other], sample)
             if same:
-                shown = queries[label].record_text(same[0])
+                shown = queries[label].keys.record_text(same[0])
                 words = f"{label} and {other} both have a record {shown}" + (
                     f", and {len(same) - 1:,} more of a sample" if same[1:] else ""
                 )

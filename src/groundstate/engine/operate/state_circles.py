@@ -86,7 +86,7 @@ class StateSteps:
         return demand.attribute not in state or demand.is_met_by(state[demand.attribute]) is True
 
     def _state_on_entry(self, spec: ReactionSpec, state: State) -> State:
-        """Return the state plus the columns that have a single possible value, since the condition of this reaction holds."""
+        """Return the state, extended by each column for which the condition of this reaction allows only one value."""
         told = {one.attribute: value for one in self._demands[spec.name][0] if (value := _only_value_allowed(one)) is not ANY}
         return {**told, **state}
 

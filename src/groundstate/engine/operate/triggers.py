@@ -15,7 +15,8 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Table, inspect, select, text
 
 from groundstate.engine.sql import explain
-from groundstate.engine.sql.condition_query import ConditionQuery, sql_table_name
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.engine.watch.hint_publisher import subject_of_app
 from groundstate.rules.hint_codec import postgres_channel_name
 from groundstate.store import tables
@@ -43,7 +44,8 @@ _THERE = text("""
 """)
 _FUNCTIONS = text("SELECT oid::regprocedure::text FROM pg_proc WHERE proname = :name AND prorettype = 'trigger'::regtype")
 _OID = text("SELECT to_regclass(:name)::oid::bigint")
-# The subscriptions (replication) whose writes to a table fire no statement-level trigger; below, the roles whose writes fire none.
+# The subscriptions (logical replication) to a table: their writes fire no statement-level trigger. The next query finds the roles whose
+# writes fire only triggers that are enabled as ALWAYS.
 _SUBSCRIPTIONS = text(
     "SELECT s.subname FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid WHERE r.srrelid = :oid ORDER BY 1"
 )
@@ -59,9 +61,9 @@ _ROLES = text("""
 class TableTrigger:
     """The state of the trigger of one table.
 
-    `state` is 'stale' if the trigger is of another version, switched off or edited. It is 'needless' if the trigger is this app's and no
-    reaction of the app reads the table, or if its app has nothing in this database. `unheard` has one text for each program whose writes an
-    installed trigger does not announce, with what can be done.
+    `state` is 'stale' if the trigger is of another version, switched off or edited. It is 'needless' if the trigger belongs to this
+    app and no reaction of this app reads the table, or if it belongs to no app that has reactions in this database. `unheard` has one text
+    for each subscription or role whose writes an installed trigger does not announce, with the cure if there is one.
     """
 
     table: str
@@ -143,7 +145,7 @@ def _read_existing_triggers(connection: Connection) -> list[_ExistingTrigger]:
 
 
 def _is_of_other_app(connection: Connection, app: str, one: _ExistingTrigger) -> bool:
-    """Return whether the trigger belongs to an app other than this one that has reactions in this database."""
+    """Return whether the trigger belongs to another app, and this other app has reactions in this database."""
     row = tables.reaction.c
     return one.app not in (None, app) and connection.execute(select(row.app).where(row.app == one.app).limit(1)).first() is not None
 

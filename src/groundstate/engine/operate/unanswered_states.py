@@ -22,7 +22,7 @@ from groundstate.store.engine_settings import translated_schema
 from groundstate.values.errors import DeclarationError
 
 SCANNED_MOST = 100_000  # the most rows of a table that are read if no index helps
-VALUES_MOST = 100  # the most distinct values; a column with more values does not describe a state
+VALUES_MOST = 100  # a column with more distinct values does not describe a state, and is not examined
 COUNTED_MOST = 1_000  # the most rows with one value that are counted
 
 
@@ -63,7 +63,7 @@ def _tested_columns(queries: Sequence[ConditionQuery]) -> dict[Any, list[Conditi
     tested: dict[Any, list[ConditionQuery]] = {}
     for query in queries:
         for clause in query.spec.clauses:
-            for left, operator, right in look.comparisons_in(look.own_parts(clause)):
+            for left, operator, right in look.comparisons_in(look.iterate_without_subqueries(clause)):
                 column = look.base_column(left)
                 if operator in (operators.eq, operators.in_op) and list(look.bound_values(right)) and column.table in query.mapper.tables:
                     tested.setdefault(column, [])

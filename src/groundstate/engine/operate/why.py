@@ -22,9 +22,10 @@ from groundstate.engine.operate.pending import OpenAttempt, describe_attempt
 from groundstate.engine.rows import attempt_text, attempts, data_restore_check, reaction_registry
 from groundstate.engine.rows.corrupt_rows import fetch_attempts_despite_corrupt_rows
 from groundstate.engine.schedule.report import ScheduleReport, report_schedules
-from groundstate.engine.sql import db_errors, key_columns, lock_waits, mapping_check, unreadable_columns
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql import db_errors, key_refusal, lock_waits, mapping_check, unreadable_columns
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.due_expression import Timing
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.savepoint_query import query_in_savepoint, why_condition_not_evaluable, why_record_not_evaluable
 from groundstate.rules import blocking
 from groundstate.rules.attempt import Attempt, State
@@ -68,7 +69,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Why:
-    """The explanation of all reactions on one record. `exists` is False if only attempts are left of the record."""
+    """The explanation of all reactions on one record. `exists` is False if the record is gone and only attempts on it are left."""
 
     now: datetime
     table: str
@@ -76,7 +77,8 @@ class Why:
     exists: bool
     worker_lives: bool | None  # whether any worker of the app is alive; None if this cannot be seen
     answers: tuple[Answer, ...]
-    others: tuple[OpenAttempt, ...]  # attempts on the record of other apps, or of reactions that the application does not declare here
+    # attempts on the record that belong to other apps, or to reactions that the application does not declare here
+    others: tuple[OpenAttempt, ...]
 
 
 def explain_record(
@@ -99,7 +101,7 @@ def explain_record(
         unseen = lock_waits.reactions_behind_locked_tables(connection, on_it)
         lacks = mapping_check.why_not_carried_out(connection, [query for query in on_it if query.spec.name not in unseen])
         unseen |= mapping_check.reactions_not_evaluable(connection, on_it, lacks)
-        refused = None if first.spec.name in unseen else key_columns.key_refusal(connection, first)
+        refused = None if first.spec.name in unseen else key_refusal.find_key_refusal(connection, first)
         if refused is not None:
             raise NotFoundError(str(refused))
         key, text = _key_and_text(connection, first, app, record)
@@ -107,7 +109,7 @@ def explain_record(
         statement = attempts.select_attempts(table.c.record == text).order_by(table.c.reaction, table.c.occurrence)
         standing = fetch_attempts_despite_corrupt_rows(database, connection, statement)
         by_name = {query.spec.name: query for query in queries}
-        tables = {name for query in on_it for name in query.table_name_spellings}
+        tables = {name for query in on_it for name in query.attempts.table_name_spellings}
         mine = [one for one in standing if _is_attempt_on_tables(one, app, by_name, tables)]
         looked = RecordContext(
             database,
@@ -118,7 +120,7 @@ def explain_record(
             reaction_registry.read_known_reactions(connection, app),
             mine,
             now,
-            data_restore_check.find_waiting_reactions(database, connection, app).names_among(query.spec for query in queries),
+            data_restore_check.find_waiting_reactions(database, connection, app).names_of_waiting(query.spec for query in queries),
             unseen,
             living_workers.reactions_that_all_workers_lack(living_workers.workers_of_app(app, seen)) | lacks,
         )
@@ -133,7 +135,7 @@ def explain_record(
 
 @dataclass(frozen=True)
 class WhySchedule:
-    """The explanation of one schedule. `ticks` has the attempts of those of its ticks that failed or are held."""
+    """The explanation of one schedule. `ticks` has one attempt for each tick that failed or is held."""
 
     now: datetime
     schedule: ScheduleReport
@@ -153,7 +155,7 @@ def explain_schedule(app: str, database: Database, spec: ScheduleSpec, liveness:
             attempts.select_attempts(table.c.app == app, table.c.reaction == spec.name).order_by(table.c.occurrence).limit(TICKS_MOST)
         )
         if tick is not None:
-            statement = statement.where(table.c.occurrence == keys.tick_text(tick))
+            statement = statement.where(table.c.occurrence == keys.canonical_tick(tick))
         standing = fetch_attempts_despite_corrupt_rows(database, connection, statement)
         if tick is not None and not standing:
             raise NotFoundError(
@@ -187,12 +189,12 @@ def _key_and_text(connection: Connection, query: ConditionQuery, app: str, recor
     columns = ", ".join(column.name for column in query.mapper.primary_key)
     stands = select(literal(1)).where(table.c.app == app, table.c.reaction == query.spec.name, table.c.record == record)
     try:
-        key = query.key_from_text(record)
+        key = query.keys.key_from_text(record)
     except ValueError as error:
         if connection.execute(stands).first() is not None:
             return None, record
         raise ValueError(f"{record!r} is no key of {query.spec.table_name} ({columns}): {error}") from None
-    text = query.record_text(key)
+    text = query.keys.record_text(key)
     if text != record and connection.execute(stands).first() is not None:
         return None, record
     return key, text
@@ -210,14 +212,14 @@ def _may_record_exist(looked: RecordContext, query: ConditionQuery, key: Primary
 
 
 def _has_row_with_key(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> bool:
-    """Return whether the table has a row with this key, be it of the query's class or of another class that is mapped to the table."""
+    """Return whether the table has a row with this key. The row may be of the query's class or of another class mapped to the table."""
     base: Any = query.mapper.base_mapper.local_table
     where = [column == value for column, value in zip(query.mapper.base_mapper.primary_key, key, strict=True)]
-    where += [] if query.seen is None else [query.seen]
+    where += query.user_filter_conditions
     try:
         return connection.execute(select(*base.primary_key.columns).where(*where)).first() is not None
     except (OverflowError, DataError) as error:  # the number is too large for the column
-        raise ValueError(f"{query.record_text(key)!r} is no key of {query.spec.table_name}: {error.__cause__ or error}") from None
+        raise ValueError(f"{query.keys.record_text(key)!r} is no key of {query.spec.table_name}: {error.__cause__ or error}") from None
 
 
 def _is_attempt_on_tables(one: Attempt, app: str, queries: Mapping[str, ConditionQuery], tables: set[str]) -> bool:
@@ -273,16 +275,16 @@ def _answer_by_query(looked: RecordContext, query: ConditionQuery, key: PrimaryK
     spec, own = query.spec, _own_attempts(looked, query)
     opens = tuple(describe_attempt(looked.queries, looked.alive, one) for one in own)
     truths: list[Any] = [clause.label(f"clause_{number}") for number, clause in enumerate(spec.clauses)]
-    row = looked.connection.execute(select(literal(1), *truths).select_from(query.entity).where(query.has_key_among([key]))).first()
+    row = looked.connection.execute(select(literal(1), *truths).select_from(query.entity).where(query.keys.has_key_among([key]))).first()
     clauses: tuple[Clause, ...] = ()
     round_ = _OccurrenceFacts()
     if row is not None:
         round_ = _read_occurrence(looked, query, key)
         said = [None if value is None else bool(value) for value in row[1:]]
-        clauses = tuple(Clause(query.sql_for_people(clause), holds) for clause, holds in zip(spec.clauses, said, strict=True))
+        clauses = tuple(Clause(query.texts.sql_for_people(clause), holds) for clause, holds in zip(spec.clauses, said, strict=True))
     occurrence = round_.occurrence
     mine = blocking.find_own_attempt(spec.app, spec.name, occurrence, own, spec.occurrence_columns)
-    on_table = [one for one in looked.standing if one in own or one.blocks in query.table_name_spellings]
+    on_table = [one for one in looked.standing if one in own or one.blocks in query.attempts.table_name_spellings]
     blocker = blocking.find_blocking_attempt(spec.app, spec.name, occurrence, on_table, **spec.blocking_arguments)
     holds = row is not None and all(clause.holds for clause in clauses)
     waits = [_describe_blocker(looked, spec, blocker)] if blocker is not None and holds else []
@@ -295,7 +297,7 @@ def _answer_by_query(looked: RecordContext, query: ConditionQuery, key: PrimaryK
         query, there, occurrence, holds=holds, mine=mine, waits=waits, due=round_.due, no_due=round_.no_due, unread=round_.unread
     )
     words, at = describe_next_step(looked, case)
-    ring = obstacles.find_ring(looked.workers, query, query.record_text(key), occurrence)
+    ring = obstacles.find_reported_cycle(looked.workers, query, query.keys.record_text(key), occurrence)
     goes_round = None if ring is None else obstacles.describe_ring(ring, spec.name)
     return Answer(
         spec.name, clauses, holds, occurrence, opens, tuple(waits), words, at,
@@ -320,7 +322,7 @@ def _read_occurrence(looked: RecordContext, query: ConditionQuery, key: PrimaryK
     errors: list[Exception] = []
     row = _read_columns(looked, query, key, query.spec.occurrence, errors)
     try:
-        occurrence = query.occurrence_text_of_values(row) if row else ""
+        occurrence = query.occurrences.occurrence_text_of_values(row) if row else ""
     except GroundstateError as error:  # it has no text
         occurrence = ""
         errors.append(error)
@@ -349,7 +351,7 @@ def _read_columns(
     if not columns:
         return ()
     try:
-        row = looked.connection.execute(select(*columns).where(query.has_key_among([key]))).first()
+        row = looked.connection.execute(select(*columns).where(query.keys.has_key_among([key]))).first()
     except Exception as error:
         if not db_errors.is_conversion_error(error):
             raise
@@ -360,7 +362,7 @@ def _read_columns(
 
 def _describe_unusable_due(looked: RecordContext, query: ConditionQuery, timing: Timing, key: PrimaryKey) -> tuple[str, bool]:
     """Return the pair (phrase on the value that the due column has instead of a time, whether the database takes the record for due)."""
-    held, comes = looked.connection.execute(select(timing.base_time_as_text, timing.is_due).where(query.has_key_among([key]))).one()
+    held, comes = looked.connection.execute(select(timing.base_time_as_text, timing.is_due).where(query.keys.has_key_among([key]))).one()
     never = not comes and not timing.may_hold_non_times
     when = "never" if never else "at a time that nobody can tell"
     return f"{when}, since {timing.column_for_people} holds {held!r}", bool(comes)
@@ -369,7 +371,7 @@ def _describe_unusable_due(looked: RecordContext, query: ConditionQuery, timing:
 def _earlier_record_in_order(looked: RecordContext, query: ConditionQuery, key: PrimaryKey) -> list[WaitsFor]:
     """Return a list with one WaitsFor for the record that must be carried out before this record (`in_order`), or an empty list."""
     before = in_order.record_before_in_line(looked.connection, query, key)
-    return [] if before is None else [WaitsFor(query.spec.name, query.record_text(before), IN_LINE)]
+    return [] if before is None else [WaitsFor(query.spec.name, query.keys.record_text(before), IN_LINE)]
 
 
 def _describe_blocking_attempt(looked: RecordContext, one: Attempt) -> WaitsFor:

@@ -1,7 +1,7 @@
 """Starts new and changed reactions on rows that exist already, once a person has accepted them.
 
-A reaction that makes a call starts only once the person has also said whether calls may have been made for these rows. Without that answer,
-a row that was never called looks like a row whose attempt in doubt was lost with groundstate's tables.
+A reaction that makes a call starts only once the person has also said whether calls may have been made for these rows. The database alone
+cannot show this: a row for which no call was made looks like a row whose attempt in doubt was lost with groundstate's tables.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ WHY = "accepted as a doubt: it may have been called before"
 
 
 def newcomers_that_cannot_start(newcomers: Sequence[UnacceptedReaction], said: Acceptance) -> list[UnacceptedReaction]:
-    """Return those of the new and changed reactions that a person accepted and that still cannot start: the person did not say whether
-    calls may have been made before, or older attempts have to be settled first.
+    """Return the new and changed reactions that a person accepted but that cannot start yet. Either the person did not say whether calls
+    may have been made before, or older attempts have to be settled first.
     """
     accepted = [one for one in newcomers if said.is_accepted(one.name)]
-    return [one for one in accepted if one.known_before or (one.calls and said.way_of_calls(one.name) is None)]
+    return [one for one in accepted if one.known_before or (one.calls and said.call_or_doubt_for(one.name) is None)]
 
 
 def start_accepted(
@@ -46,7 +46,7 @@ def start_accepted(
     left = {one.name for one in newcomers_that_cannot_start(newcomers, said)}
     accepted = [one for one in newcomers if said.is_accepted(one.name) and one.name not in left]
     for one in accepted:
-        if one.calls and said.way_of_calls(one.name) == "doubt":
+        if one.calls and said.call_or_doubt_for(one.name) == "doubt":
             _put_rows_in_doubt(incarnation, queries[one.name], one, seen.get(one.name), tell)
     started = [queries[one.name] for one in accepted]
     reaction_registry.accept_reactions(incarnation, started)

@@ -42,9 +42,9 @@ class Admission:
         self._leave_undeclared = leave_undeclared
         self._known = ""
         self._looks_at_older = 0.0
-        # Reactions that an older version of groundstate recorded as accepted without their table and key.
+        # Accepted reactions whose table and key are not recorded yet, since an older version of groundstate recorded the acceptance.
         self._of_unsaid_records: list[ReactionSpec] = []
-        # Former conditions, kept with rows that were left out, which this database cannot evaluate any more; each is logged once.
+        # Former conditions that this database cannot evaluate any more; each is logged once. Baselines keep the conditions of their time.
         self._log_unaskable: set[str] = set()
         self.refused: list[UnacceptedReaction] = []  # reactions that do not start until a person accepts them
 
@@ -69,15 +69,20 @@ class Admission:
                 raise StoreRefusedError("; ".join(clashes))
             _log_unsaid_key_names(reaction_registry.undeclared_key_names(connection, worker_state.app, specs))
             for queue in worker_state.all_queues:
-                queue.query.has_triggers = reaction_registry.has_triggers(connection, worker_state.database, queue.query)
+                queue.query.triggers_may_change_row = reaction_registry.has_triggers(connection, worker_state.database, queue.query)
         self._store_key_names_and_suspects(seen)
         gone = reaction_registry.undeclared_names(seen, {*(queue.name for queue in worker_state.queues), *worker_state.schedules})
         if gone:
             log.warning("%s", reaction_registry.undeclared_message(gone), extra={"event": "reactions_gone", "reactions": list(gone)})
         for queue in worker_state.queues:
             for part in _queue_and_late_queue(queue):
-                part.admitted = _is_accepted(seen, queue)
-        self._of_unsaid_records = [queue.query.spec for queue in worker_state.queues if queue.admitted and seen[queue.name].record is None]
+                if _is_accepted(seen, queue):
+                    part.postponement.admit()
+                else:
+                    part.postponement.wait_for_acceptance()
+        self._of_unsaid_records = [
+            queue.query.spec for queue in worker_state.queues if queue.postponement.admitted and seen[queue.name].record is None
+        ]
 
     def _refuse_or_log_undeclared(self, left: Sequence[tuple[str, int]]) -> None:
         listed = ", ".join(f"{name or repr(name)} ({count})" for name, count in left)
@@ -104,7 +109,7 @@ class Admission:
         if self._of_unsaid_records:
             reaction_registry.fill_in_missing_records(worker_state.incarnation, self._of_unsaid_records)
             self._of_unsaid_records = []
-        pending = [queue.query for queue in worker_state.queues if not queue.admitted and queue.name not in counted]
+        pending = [queue.query for queue in worker_state.queues if not queue.postponement.admitted and queue.name not in counted]
         if not pending:
             return
         with worker_state.database.reading() as connection:
@@ -138,21 +143,23 @@ class Admission:
             log.error("%s", newcomer.message, extra={"event": "reaction_refused", "reaction": newcomer.name, "rows": newcomer.rows})
 
     def recheck_older_code(self) -> None:
-        """If a newer version of the application was accepted, check whether this older version has run for long since. Then the app
-        probably went back to the older version, and its reactions count as changed.
+        """Check whether this older version of the application still runs long after a newer version was accepted. Then the application
+        probably went back to the older version, and the reactions of the older version count as changed.
         """
         if self._worker_state.clock.monotonic() < self._looks_at_older:
             return
         self._looks_at_older = self._worker_state.clock.monotonic() + OLDER_EACH_S
         worker_state, refused = self._worker_state, {one.name for one in self.refused}
-        older = [queue for queue in worker_state.queues if queue.admitted and queue.query.narrowed and queue.name not in refused]
+        older = [
+            queue for queue in worker_state.queues if queue.postponement.admitted and queue.query.narrowed and queue.name not in refused
+        ]
         if not older:
             return
         with worker_state.database.reading() as connection:
             seen = reaction_registry.read_known_reactions(connection, worker_state.app)
             over = [queue for queue in older if not reaction_registry.is_older(connection, queue.query, seen.get(queue.name))]
         for queue in over:
-            queue.admitted = False
+            queue.postponement.wait_for_acceptance()
         if over:
             self.count_newcomers()
 
@@ -176,18 +183,18 @@ class Admission:
             if (
                 queue.name not in worker_state.incarnation.waiting
                 and _is_accepted(seen, queue)
-                and (not queue.admitted or queue.query.narrowed)
+                and (not queue.postponement.admitted or queue.query.narrowed)
             ):
                 self.refused = [newcomer for newcomer in self.refused if newcomer.name != queue.name]
                 queue.query.end_narrowing()
                 queue.admit()
-            elif queue.name not in worker_state.incarnation.waiting and queue.query.narrowed and not queue.admitted:
+            elif queue.name not in worker_state.incarnation.waiting and queue.query.narrowed and not queue.postponement.admitted:
                 queue.admit()
-            if queue.name in left and queue.lacks is None:
+            if queue.name in left and queue.postponement.lacks is None:
                 self._delete_old_baselines(queue)
 
     def _stop_reactions_with_other_records(self, seen: dict[str, Known]) -> None:
-        """Stop each reaction for which another version was accepted whose records are in another table or have another key: workers of the
+        """Stop each reaction that was accepted in another version, with its records in another table or with another key. Workers of the
         two versions would not find each other's attempts.
         """
         for queue in self._worker_state.queues:
@@ -195,11 +202,11 @@ class Admission:
             if (
                 before is None
                 or not before.has_other_records(queue.query)
-                or not any(part.admitted for part in _queue_and_late_queue(queue))
+                or not any(part.postponement.admitted for part in _queue_and_late_queue(queue))
             ):
                 continue
             for part in _queue_and_late_queue(queue):
-                part.admitted = False
+                part.postponement.wait_for_acceptance()
             log.error(
                 "%s is no longer carried out here: code was accepted for which its records are %s, and here they are %s. Stop this worker",
                 queue.name,
@@ -209,7 +216,7 @@ class Admission:
             )
 
     def _hold_back_waiting(self, waiting: Waiting) -> None:
-        names = waiting.names_among(queue.query.spec for queue in self._worker_state.queues)
+        names = waiting.names_of_waiting(queue.query.spec for queue in self._worker_state.queues)
         if names - self._worker_state.incarnation.waiting:
             data_restore_check.log_waiting_reactions(names)
         self._worker_state.hold_back_reactions(names)
@@ -229,7 +236,7 @@ class Admission:
                 raise
             missing_columns.wait_if_schema_misfit(
                 self._worker_state, queue, error
-            )  # if the error is of another kind, it comes again when the condition is queried, and is logged then
+            )  # an error of another kind is raised again when the condition is queried, and is logged then
 
     def log_start_warnings(self) -> None:
         """Log the warnings of a start: conditions that read a whole large table (hazard 28), rows that this database role may not see, due
@@ -238,7 +245,9 @@ class Admission:
         missing_columns.find_misfits(self._worker_state)
         # These are warnings only: an error in one of them must not stop any work.
         with contextlib.suppress(Exception), self._worker_state.database.reading(wait=locked_tables.WAIT) as connection:
-            queries = [queue.query for queue in self._worker_state.queues if queue.lacks is None]  # only those that can be queried
+            queries = [
+                queue.query for queue in self._worker_state.queues if queue.postponement.lacks is None
+            ]  # the others cannot be queried
             for finding in findings.find_hidden_rows(self._worker_state.database, connection, queries):
                 log.warning("%s. Cure: %s", finding.words, finding.cure, extra={"event": "rows_hidden"})
             for finding in findings.find_odd_due_times(connection, queries):

@@ -71,24 +71,25 @@ def adopt_all(incarnation: Incarnation) -> int:
 def _adopt_attempts_of(incarnation: Incarnation, dead: int) -> int:
     count, said_so, who, records, others = 0, True, _Process(), list[str](), Counter[str]()
     while True:
-        with incarnation.transaction() as tx:
+        with incarnation.open_transaction() as tx:
             who = who if count else _read_process(tx, dead)
             # The end is recorded in the transaction that takes the first attempts, so that the other worker cannot go on without them.
             said_so = not _record_end(incarnation, tx, dead) and said_so
-            if not incarnation.liveness.is_held(ask=True):  # both workers may have lost their locks, and the other may have it again
+            # If this worker lost its lock, the other worker may have lost its own lock too, and may have taken it again.
+            if not incarnation.liveness.has_lock(ask=True):
                 raise OtherServer("the lock was lost while another worker's calls were adopted")
             some = _read_left_attempts(tx, incarnation, dead)
             if not some:
                 break
             changed = _states_after_adoption(incarnation, tx, dead, some)
-            attempts.save(tx.connection, changed)
+            attempts.update_attempts(tx.connection, changed)
             for _, after in changed:
                 log_if_held(incarnation, after)
             count += len(changed)
             others.update(after.app for _, after in changed if after.worker != incarnation.id)
             records += [name_attempt(incarnation, one) for one in some[: max(TOLD_MOST - len(records), 0)]]
     if incarnation.witness:
-        incarnation.witness.erase(dead)
+        incarnation.witness.delete_count_of(dead)
     if count:
         words = f"({', '.join(records)}{' and others' if count > len(records) else ''}): {_describe_what_follows(count, others)}"
         _log_adoption(incarnation, dead, count, who, words, said_so=said_so)
@@ -96,8 +97,8 @@ def _adopt_attempts_of(incarnation: Incarnation, dead: int) -> int:
 
 
 def _states_after_adoption(incarnation: Incarnation, tx: Transaction, dead: int, some: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:
-    """Return pairs (before, after) for these attempts. If the worker ended uncleanly, its end is recorded on each attempt that was in
-    progress; careful mode finds by these records the attempts that are suspected of ending workers.
+    """Return pairs (before, after) for these attempts. If the worker ended uncleanly, record its end on each attempt that was in progress.
+    By this, careful mode finds the attempts that are suspected of ending workers.
     """
     row = tables.worker.c
     remembered = set(tx.connection.execute(select(row.id).where(row.ended_at.is_not(None))).scalars())
@@ -163,8 +164,8 @@ def _describe_what_follows(count: int, others: Counter[str]) -> str:
 def _owner_after_adoption(incarnation: Incarnation, one: Attempt, dead: int) -> int:
     """Return the id of the worker that owns an attempt after the adoption: this worker, if it declares the attempt's reaction.
 
-    Else it is still the dead worker, so that a worker that declares the reaction can take over the attempt later: this worker could not
-    settle the attempt, and would keep it from the other workers as long as it runs.
+    Otherwise the dead worker stays the owner, so that a worker that declares the reaction can take over the attempt later. This worker
+    could not settle the attempt, and as its owner would keep the other workers from settling it.
     """
     return incarnation.id if one.app == incarnation.app and one.reaction in incarnation.declared else dead
 
@@ -178,14 +179,16 @@ def _record_end(incarnation: Incarnation, tx: Transaction, dead: int) -> bool:
     """Record in a dead worker's row that it ended uncleanly. Return False if there is no such row, or its end is recorded already.
 
     The row stays for a while: two unclean ends within some minutes put all workers of the app into careful mode (rules.md 30). But if the
-    server was restarted or replaced since that worker began, the row is deleted, since this may have ended the worker, and not a record.
+    server was restarted or replaced since that worker began, this may have ended the worker, and not a harmful record. Then the row is
+    deleted.
     """
     row = tables.worker.c
     still_there = (row.id == dead, row.ended_at.is_(None))
-    before = select(row.id).where(*still_there, row.server != incarnation.server_start)  # NULL in rows of older versions
+    before = select(row.id).where(*still_there, row.server != incarnation.server_start)  # `server` is NULL in rows of older versions
     if incarnation.server_start is not None and tx.connection.execute(before).first() is not None:
         if incarnation.witness:
-            incarnation.witness.erase(dead)  # before the row: a witness file without a row would look like a restore (hazard 46)
+            # The file is erased before the row is deleted: a witness file without a row would look like a restore (hazard 46).
+            incarnation.witness.delete_count_of(dead)
         return tx.connection.execute(delete(tables.worker).where(*still_there)).rowcount > 0
     return tx.connection.execute(update(tables.worker).where(*still_there).values(ended_at=tx.now)).rowcount > 0
 
@@ -196,27 +199,27 @@ def delete_rows_of_past_incarnations(incarnation: Incarnation) -> None:
     """
     over = (
         incarnation.past.difference(other_incarnations_with_remains(incarnation)) if incarnation.past else set()
-    )  # without incarnations that still have attempts, which must be adopted first
+    )  # an incarnation that still has attempts keeps its row until they are adopted
     if not over:
         return
     if incarnation.witness:
         for one in over:
-            incarnation.witness.erase(one)
-    with incarnation.transaction() as tx:
+            incarnation.witness.delete_count_of(one)
+    with incarnation.open_transaction() as tx:
         tx.connection.execute(delete(tables.worker).where(tables.worker.c.id.in_(over)))
     incarnation.past -= over
 
 
 def update_careful_mode(incarnation: Incarnation, seen: IdleProbe) -> None:
-    """Switch careful mode on or off, by when workers of this app ended uncleanly. Delete the records of such ends, of any app, that are
-    long past.
+    """Switch careful mode on or off, depending on when workers of this app ended uncleanly. Delete the records of unclean ends, of any app,
+    that are long past.
 
     Also notice and handle a leap of the clock, since a worker that writes nothing would not notice it otherwise.
     """
     now, ends = seen.now, _read_unclean_ends(incarnation) if seen.ended else {}
     mine = ends.get(incarnation.app, {})
-    if incarnation.pace.measure_leap(now, seen.asked_s, incarnation.clock.boot()):
-        with incarnation.transaction():
+    if incarnation.pace.measure_leap(now, seen.asked_s, incarnation.clock.uptime_s()):
+        with incarnation.open_transaction():
             pass  # a transaction compares the clocks as it begins, and handles the leap
     new = replace(poison_suspects.care_from_ends(mine.values(), now), ends=frozenset(mine))
     if new.careful and not incarnation.care.careful:
@@ -245,13 +248,13 @@ def _read_unclean_ends(incarnation: Incarnation) -> dict[str, dict[int, datetime
 
 
 def _delete_old_ends(incarnation: Incarnation, apps: Sequence[str]) -> None:
-    """Delete the rows of these apps' workers whose unclean end is long past. Before each row erase the worker's witness file, if it still
-    exists: a witness file without a row would look like a restore (hazard 46).
+    """Delete the rows of these apps' workers whose unclean end is long past. Before a row is deleted, the
+    worker's witness file is erased, if it still exists: a witness file without a row would look like a restore (hazard 46).
     """
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         past, ahead = tx.now - poison_suspects.STRETCH - timedelta(seconds=1), tx.now + poison_suspects.STRETCH
         long_past = and_(tables.worker.c.app.in_(apps), or_(tables.worker.c.ended_at < past, tables.worker.c.ended_at > ahead))
         if incarnation.witness:
             for gone in tx.connection.execute(select(tables.worker.c.id).where(long_past)).scalars().all():
-                incarnation.witness.erase(gone)
+                incarnation.witness.delete_count_of(gone)
         tx.connection.execute(delete(tables.worker).where(long_past))

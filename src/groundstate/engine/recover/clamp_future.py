@@ -37,7 +37,7 @@ def shorten_future_waits(incarnation: Incarnation, terms: Mapping[str, Terms], *
     for name, one in terms.items():
         alike.setdefault((one.retry.longest, one.timeout), []).append(name)
     count = 0
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         for (longest, timeout), names in alike.items():
             count += _shorten_waits_of(tx, incarnation, names, longest, timeout, went_back=went_back)
     if count:

@@ -45,7 +45,9 @@ def find_sign_of_restore(incarnation: Incarnation) -> str | None:
 
 
 def _are_same_identity(before: str, now: str) -> bool:
-    """Return whether two identities (JSON objects) agree in each value that both have: during recovery, a server shows no timeline."""
+    """Return whether two identities (JSON objects) agree in each value that both have. The identity of a standby, for example, has no
+    timeline.
+    """
     try:
         old, new = dict(json.loads(before)), json.loads(now)
     except (ValueError, TypeError):
@@ -75,13 +77,13 @@ def record_identity_if_changed(incarnation: Incarnation) -> None:
 def record_identity(incarnation: Incarnation) -> None:
     """Record the store's present identity, so that a restore that was handled is not detected again."""
     if incarnation.store_begins is not None:
-        with incarnation.transaction() as tx:
+        with incarnation.open_transaction() as tx:
             incarnation.store_begins.write_id_and_count(tx)
         return
     identity = incarnation.database.identity()
     if identity is None:
         return
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         mine = (reaction_table.c.app == "", reaction_table.c.name == "")
         changed = tx.connection.execute(update(reaction_table).where(*mine).values(condition=identity, seen_at=tx.now)).rowcount
         if not changed:
@@ -93,11 +95,12 @@ def record_identity(incarnation: Incarnation) -> None:
 def record_as_new_store(incarnation: Incarnation) -> None:
     """Record that this store is new, for example a copy of another database: signs of a restore that it has now mean nothing."""
     if incarnation.store_begins is not None:
-        with incarnation.transaction() as tx:
+        with incarnation.open_transaction() as tx:
             incarnation.store_begins.reset_id_and_count(tx)
         return
-    with incarnation.transaction() as tx:
-        data_restore_check.record_answer(tx)  # clears a sign of a restore in rows that were copied from another database
+    with incarnation.open_transaction() as tx:
+        # The rows may have been copied from another database together with a sign of a restore, which this clears.
+        data_restore_check.record_answer(tx)
     record_identity(incarnation)
 
 
@@ -122,7 +125,7 @@ def find_lost_incarnations(witness: Witness | None, begins: Callable[[], dict[in
     if not witnesses:
         return []
     counts = begins()
-    still = witness.read() if witness else {}  # read again: a worker that ended cleanly meanwhile erased its file before its row
+    still = witness.read() if witness else {}  # read again: a worker that ended cleanly meanwhile erased its file, and then its row
     unknown = [(incarnation, count, None) for incarnation, count in witnesses.items() if incarnation not in counts and incarnation in still]
     fewer = [
         (incarnation, count, counts[incarnation]) for incarnation, count in witnesses.items() if counts.get(incarnation, count) < count
@@ -162,12 +165,13 @@ def put_lost_calls_in_doubt(incarnation: Incarnation, queries: Sequence[Conditio
     )
     with_call = [query for query in queries if query.spec.call is not None]
     count = 0
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         for query in with_call:
             name = query.spec.name
             mine = (reaction_table.c.app == incarnation.app, reaction_table.c.name == name)
             if not tx.connection.execute(update(reaction_table).where(*mine).values(suspect=True)).rowcount:
-                # The backup is older than the reaction's row. The new row's condition matches nothing, so that the reaction counts as new.
+                # The backup is older than the reaction's row. Insert a row whose condition matches nothing, so that the reaction counts as
+                # new.
                 tx.connection.execute(
                     insert(reaction_table).values(
                         app=incarnation.app,
@@ -192,7 +196,7 @@ def put_lost_calls_in_doubt(incarnation: Incarnation, queries: Sequence[Conditio
         count += _put_attempts_in_doubt(incarnation, those, query.spec.terms.timeout)
         count += put_matching_records_in_doubt(incarnation, query, WHY)
     _erase_old_witnesses(incarnation)
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         data_restore_check.record_answer(tx)
     record_identity(incarnation)
     return count
@@ -221,7 +225,7 @@ def _put_attempts_in_doubt(incarnation: Incarnation, those: ColumnElement[bool],
     order = (table.c.app, table.c.reaction, table.c.record, table.c.occurrence)
     cursor: attempts.Identity = ("", "", "", "")
     while True:
-        with incarnation.transaction() as tx:
+        with incarnation.open_transaction() as tx:
             known = and_(those, not_(attempts.is_baseline), attempts.rows_after_cursor(order, cursor))
             statement = attempts.select_attempts(known).order_by(*order).limit(AT_ONCE)
             some = attempts.fetch_attempts(tx.connection, attempts.lock_selected_rows(tx.database, statement))
@@ -235,7 +239,7 @@ def _put_attempts_in_doubt(incarnation: Incarnation, those: ColumnElement[bool],
                 next_at = None if held else tx.now
                 why = (one.why if held else None) or WHY
                 changed.append((one, replace(after, first_at=LONG_AGO, deadline=arrived, next_at=next_at, why=why)))
-            attempts.save(tx.connection, changed)
+            attempts.update_attempts(tx.connection, changed)
             count += len(changed)
             cursor = some[-1].identity
 
@@ -269,29 +273,33 @@ def _insert_doubts_for_matches(
 ) -> int:
     """Insert an attempt in doubt for each record that matches, since a call may have been made for it; return how many.
 
-    query: finds the records: the reaction's condition query, or its query for expired records. called: the reaction's condition query, by
-    which the call was made.
+    query: the query that finds the records: the reaction's condition query, or its query for expired records.
+    called: the reaction's condition query, which tells how the call was made.
     """
     count, cursor, apart = 0, None, list(query.raising_keys)
     while True:
-        with incarnation.transaction() as tx:
-            asked = query.select_cursors_after(cursor, AT_ONCE, crowded=False).where(*query.clauses_checked_after_ready(*only))
+        with incarnation.open_transaction() as tx:
+            asked = query.selects.select_cursors_after(cursor, AT_ONCE, crowded=False).where(
+                *query.condition.clauses_checked_after_ready(*only)
+            )
             places = [tuple(row) for row in tx.connection.execute(asked)]
-            wanted = [query.key_in_cursor(place) for place in places]
+            wanted = [query.cursors.key_in_cursor(place) for place in places]
             if not wanted:
                 wanted, apart = apart, []
             if not wanted:
                 return count
             new = []
             records, unreadable = claim.load_ready_records_under_lock(query, tx, wanted)
-            found = [(query.record_text(query.key_of_record(record)), query.occurrence_text(record)) for record in records]
+            found = [
+                (query.keys.record_text(query.keys.key_of_record(record)), query.occurrences.occurrence_text(record)) for record in records
+            ]
             for text, occurrence in [*found, *((one.text, one.occurrence) for one in unreadable)]:
                 fresh = attempts.new_attempt_of_record(query, text, occurrence, incarnation.id, tx.now)
                 new.append(replace(
-                    fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO, begun_with=called.begun_with_text,
+                    fresh, state=State.DOUBT, unsure=True, first_at=LONG_AGO, begun_with=called.attempts.begun_with_text,
                     deadline=tx.now + called.spec.terms.timeout + MARGIN, next_at=tx.now, why=why
                 ))  # fmt: skip
-            count += len(attempts.insert(tx, new))
+            count += len(attempts.insert_attempts(tx, new))
             cursor = places[-1] if places else cursor
         if tell is not None:
             tell(count)
@@ -304,4 +312,4 @@ def _erase_old_witnesses(incarnation: Incarnation) -> None:
     counts = read_begun_counts(incarnation.database)
     for witnessed, count in incarnation.witness.read().items():
         if counts.get(witnessed, -1) < count and witnessed != incarnation.id:
-            incarnation.witness.erase(witnessed)
+            incarnation.witness.delete_count_of(witnessed)

@@ -36,15 +36,17 @@ WHILE_IT_CAME_UP = "told to stop while it started: nothing was carried out"
 class Succession:
     """Begins the incarnations of one worker, one after the other. Only the worker's own thread calls the methods.
 
-    make: returns a new incarnation that has not begun. after_restore: a person says that the database was restored from a backup.
+    make: returns a new incarnation that has not begun. forget_enrolment: makes the worker insert missing rows of its
+    schedules. after_restore: a person says that the database was restored from a backup.
     """
 
-    def __init__(self, make: Callable[[], Incarnation], *, after_restore: bool) -> None:
+    def __init__(self, make: Callable[[], Incarnation], forget_enrolment: Callable[[], None], *, after_restore: bool) -> None:
         self._make = make
-        # why the database seems to have been restored from a backup, as a text; None if it does not seem so, and again once the calls that
-        # were lost with the restore are marked as in doubt
+        self._forget_enrolment = forget_enrolment
+        # why the database seems to have been restored from a backup, as a text; None if there is no sign of a restore, or once the calls
+        # that were lost with the restore are in doubt
         self._went_back: str | None = None
-        self._resumed: Incarnation | None = None  # an incarnation that has its lock again, until it is checked for a restore; else None
+        self._resumed: Incarnation | None = None  # an incarnation that has its lock again, and has yet to check for a restore; else None
         self.after_restore = after_restore
         self.next_check = 0.0
 
@@ -66,14 +68,14 @@ class Succession:
 
         def begin_and_take_over() -> None:
             try:
-                worker_state.incarnation.begin()
+                worker_state.incarnation.take_lock_and_insert_row()
                 corrupt_rows.retry_after_mending(worker_state.incarnation, lambda: self._check_for_restore(worker_state))
                 corrupt_rows.retry_after_mending(worker_state.incarnation, lambda: take_over_from_dead_workers(worker_state))
             except (DBAPIError, OtherServer):
                 if worker_state.stopping is not None:
                     raise  # the caller then calls `abandon_start`, which ends the incarnation
                 worker_state.incarnation.liveness.release()
-                worker_state.incarnation = self.create_successor(worker_state.incarnation)
+                worker_state.replace_incarnation(self.create_successor(worker_state.incarnation))
                 raise
 
         retry_start_step(worker_state, begin_and_take_over)
@@ -83,7 +85,7 @@ class Succession:
         """End the incarnation of a worker that was told to stop during its start: record a clean end, since nothing was carried out."""
         incarnation = worker_state.incarnation
         if incarnation.sound or incarnation.past:
-            incarnation.end(with_past=True)
+            incarnation.delete_row_and_free_lock(with_past=True)
         else:
             incarnation.liveness.release()
 
@@ -95,7 +97,7 @@ class Succession:
         if now < self.next_check:
             return
         self.next_check = now + CHECK_S
-        if worker_state.incarnation.sound and worker_state.incarnation.liveness.is_held():
+        if worker_state.incarnation.sound and worker_state.incarnation.liveness.has_lock():
             return
         if worker_state.incarnation.sound:
             worker_state.incarnation.log_lock_lost("the connection that had it is gone")
@@ -105,9 +107,9 @@ class Succession:
             return
         self._went_back = self._went_back or restore.describe_forgotten_calls(old)
         fresh = self.create_successor(old)
-        fresh.begin()
-        worker_state.incarnation = fresh
-        worker_state.tally.workers += 1
+        fresh.take_lock_and_insert_row()
+        worker_state.replace_incarnation(fresh)
+        worker_state.tally.count_incarnation()
         try:
             self._check_for_restore(worker_state)
         except BaseException:
@@ -123,14 +125,14 @@ class Succession:
         While another session has the lock, raise LockNotFree for some seconds: it may be this worker's own former session, since a server
         may notice late that a client is gone.
         """
-        if self._resumed is incarnation and incarnation.liveness.is_held():
+        if self._resumed is incarnation and incarnation.liveness.has_lock():
             return True  # the lock was taken again before, but the check for a restore that follows was interrupted
         self._resumed = None
         with contextlib.suppress(Exception):
             incarnation.liveness.release()
         since = incarnation.lost_at = incarnation.lost_at or incarnation.clock.monotonic()
         try:
-            if self._went_back is None and incarnation.resume():
+            if self._went_back is None and incarnation.retake_lost_lock():
                 self._resumed, incarnation.lost_at = incarnation, None
         except LifeTakenError as error:
             if incarnation.clock.monotonic() < since + RECONNECT.total_seconds():
@@ -142,7 +144,9 @@ class Succession:
         incarnation = worker_state.incarnation
         self._check_for_restore(worker_state)
         self._resumed, incarnation.sound = None, True
-        worker_state.left_begun = True  # a commit that began attempts may have succeeded without an answer
+        worker_state.note_begun_attempts_left(
+            left=True
+        )  # a commit that began attempts may have succeeded although its confirmation was lost
         log.info(
             "%s: this worker has its lock again, no other worker adopted its attempts, and it goes on with them",
             worker_state.store,
@@ -181,7 +185,7 @@ class Succession:
         if why:
             self._went_back = why
             restore.put_lost_calls_in_doubt(worker_state.incarnation, [queue.query for queue in worker_state.queues], why)
-            worker_state.enrolled = False
+            self._forget_enrolment()  # the rows of schedules may have been lost
             self.after_restore, self._went_back = False, None  # reset last, so that an interrupted check is repeated as a whole
             worker_state.hold_back_reactions(frozenset())
             return
@@ -233,7 +237,7 @@ def retry_start_step(worker_state: WorkerState, step: Callable[[], object]) -> N
 
 
 def _log_trouble(worker_state: WorkerState, says: RepeatedTrouble, words: str, wait_s: float) -> None:
-    if says.may_log(words, worker_state.clock.monotonic()):
+    if says.is_due_to_be_logged(words, worker_state.clock.monotonic()):
         log.warning(
             "the database is in trouble, tried again in %.1f s: %s",
             wait_s,
@@ -256,7 +260,7 @@ def _sleep_unless_stopping(worker_state: WorkerState, seconds: float) -> None:
 
 
 def _describe_obstacle(worker_state: WorkerState, error: DBAPIError | OtherServer, *, restarts: bool) -> str | None:
-    """Return the message to raise if the obstacle behind this error lasts too long; None if it is useless to wait for it to pass.
+    """Return the message to raise if the obstacle behind this error lasts too long; None if waiting does not help.
 
     restarts: the server has said that it shuts down or starts up.
     """
@@ -269,9 +273,9 @@ def _describe_obstacle(worker_state: WorkerState, error: DBAPIError | OtherServe
         return f"{words} ({db_errors.error_in_one_line(error)})"
     if db_errors.is_server_full(error):
         return db_errors.FULL
-    if restarts and db_errors.is_transient(error) and not db_errors.is_lock_timeout(error):
+    if restarts and db_errors.is_no_fault_of_record(error) and not db_errors.is_lock_timeout(error):
         return f"the server has not come up within {LOCKED_OUT_S:g} s: see its log, and start again ({db_errors.error_in_one_line(error)})"
-    if not (db_errors.is_transient(error) if worker_state.is_embedded else db_errors.is_lock_timeout(error)):
+    if not (db_errors.is_no_fault_of_record(error) if worker_state.is_embedded else db_errors.is_lock_timeout(error)):
         return None
     if db_errors.is_disk_full(error):
         return f"nothing can be written where {worker_state.store} lies ({db_errors.error_in_one_line(error)})"
@@ -300,9 +304,9 @@ def shorten_waits_of_wrong_clock(worker_state: WorkerState, *, adopted: bool = F
     over attempts since the last call (`adopted`), or saw the clock go back since then.
     """
     incarnation = worker_state.incarnation
-    back, before = incarnation.steps_back, worker_state.bounded
+    back, before = incarnation.steps_back, worker_state.waits_shortened_for
     if adopted or before != (incarnation.id, back):
         terms = {queue.name: queue.query.spec.terms for queue in worker_state.queues}
         if clamp_future.shorten_future_waits(incarnation, terms, went_back=before[0] == incarnation.id and before[1] < back):
             worker_state.request_due_query()
-        worker_state.bounded = (incarnation.id, back)
+        worker_state.note_waits_shortened()

@@ -11,13 +11,13 @@ from groundstate.rules.attempt import Attempt, State
 from groundstate.rules.poison_suspects import DIED
 from groundstate.store.tables import attempt as table
 
-AGAIN_S = 1.0  # seconds after an attempt was chosen in which other attempts go first, in case it is locked or its service is paused
+AGAIN_S = 1.0  # seconds for which the chosen attempt is not chosen again, since it may be locked, or its service paused
 LOOKED_AT = 100  # the most attempts that are read to choose one
 CALLED_AGAIN = ("repeat", "same_key")  # policies that repeat a call in doubt; the other policies look the call up, or hold it
 
 
 class Suspects:
-    """Chooses among the suspected attempts of one worker, and writes the chosen attempt to `worker_state.alone`."""
+    """Chooses among the suspected attempts of one worker, and sets `worker_state.alone` to the chosen attempt."""
 
     def __init__(self, worker_state: WorkerState) -> None:
         self._worker_state = worker_state
@@ -28,7 +28,7 @@ class Suspects:
         flight, and no other call begins before it.
         """
         worker_state, now = self._worker_state, self._worker_state.clock.monotonic()
-        worker_state.alone = None
+        worker_state.choose_attempt_to_run_alone(None)
         if not (worker_state.incarnation.care.careful and worker_state.incarnation.sound) or worker_state.stopping is not None:
             return
         self._not_before = {identity: at for identity, at in self._not_before.items() if at > now}
@@ -40,7 +40,7 @@ class Suspects:
         statement = attempts.select_attempts(*due, table.c.why.startswith(DIED)).order_by(table.c.next_at).limit(LOOKED_AT)
         with worker_state.database.reading() as connection, reading_own_rows():
             found = attempts.fetch_attempts(connection, statement)
-        worker_state.alone = next((one for one in found if self._can_be_carried_out(one)), None)
+        worker_state.choose_attempt_to_run_alone(next((one for one in found if self._can_be_carried_out(one)), None))
 
     def postpone_chosen(self) -> None:
         """Do not choose the chosen attempt again for a second, so that other suspected attempts have their turn."""
@@ -53,7 +53,7 @@ class Suspects:
         if one.reaction in self._worker_state.schedules:
             return True
         queue = next((queue for queue in self._worker_state.queues if queue.name == one.reaction), None)
-        if queue is None or not queue.is_enabled or queue.lacks is not None:
+        if queue is None or not queue.is_enabled or queue.postponement.lacks is not None:
             return False
         if self._worker_state.incarnation.air.must_leave_alone(queue.query.spec, one.record):
             return False  # a call for this record was given up but still runs: the attempt stays in doubt until that call has ended

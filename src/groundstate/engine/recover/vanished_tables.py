@@ -2,8 +2,8 @@
 doubt. Creates nothing.
 
 If the tables exist and list workers, a start detects by itself whether the database went back in time (restore.py). New tables do not show
-whether former tables were dropped. Witness files (which count a worker's calls outside of the database) may show it, and so may those of
-groundstate's tables that are left.
+whether former tables were dropped. Witness files, which count a worker's calls outside of the database, may show it. If only some of
+groundstate's tables were dropped, the other tables may show it too.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def find_traces(database: Database, witness: Witness | None) -> Traces:
 def find_unknown_incarnations(database: Database, witness: Witness | None) -> list[tuple[int, int]]:
     """Return (worker id, begun calls) for each witness file that counts calls which this database does not know."""
 
-    def begins() -> dict[int, int]:
+    def read_begin_counts() -> dict[int, int]:
         if database.missing_file() is not None:
             return {}
         with database.reading() as connection:
             there = inspect(connection).has_table(tables.worker.name, schema=translated_schema(connection, tables.worker))
         return restore.read_begun_counts(database) if there else {}
 
-    return [(incarnation, count) for incarnation, count, _ in restore.find_lost_incarnations(witness, begins)]
+    return [(incarnation, count) for incarnation, count, _ in restore.find_lost_incarnations(witness, read_begin_counts)]
 
 
 def refuse_creation(found: Traces, database: Database, witness: Witness | None) -> None:
@@ -106,8 +106,8 @@ def _has_any_registration(connection: Connection) -> bool:
 
 
 def _is_noticed_at_start(database: Database, missing: Sequence[str]) -> bool:
-    """Return whether a start will notice that these missing tables were created anew. On PostgreSQL it does, by the table's oid: a start
-    compares it with the recorded oid, if the table with the record is still there.
+    """Return whether a start will notice that these missing tables were created again. On PostgreSQL, a start compares the oid of each
+    table with the recorded oid. The record is in the table of reactions, so this table must not be missing.
     """
     compared = database.locks_rows and database.settings.failover != "lossless"
     return compared and tables.reaction.name not in missing

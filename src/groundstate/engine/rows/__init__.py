@@ -1,3 +1,3 @@
-"""groundstate's own rows (attempts, workers, accepted reactions), and claiming a record, which means locking it and checking its
-attempts.
+"""Reads and writes groundstate's own rows (attempts, workers, accepted reactions), and claims records: locks them, and checks whether an
+attempt blocks them.
 """

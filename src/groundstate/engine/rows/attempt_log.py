@@ -41,12 +41,12 @@ def describe_try(retry: Retry, after: Attempt, now: datetime) -> str:
 
 
 def log_failed(incarnation: Incarnation, spec: ReactionSpec, record: str, error: str, cause: BaseException | None) -> None:
-    """Log that a handler failed for this record. error: what the handler raised, with the text of `describe_try`."""
+    """Log that a handler failed for this record. error: a text with the handler's exception and the result of `describe_try`."""
     incarnation.after_commit.log(partial(_log_failed, incarnation, spec, record, error, cause))
 
 
 def _log_failed(incarnation: Incarnation, spec: ReactionSpec, record: str, error: str, cause: BaseException | None) -> None:
-    if not incarnation.lines.may_log(spec.name, limited_logging.HANDLER_FAILED, incarnation.clock.monotonic()):
+    if not incarnation.lines.count_line(spec.name, limited_logging.HANDLER_FAILED, incarnation.clock.monotonic()):
         return
     log.warning(
         "%s: %s",
@@ -63,7 +63,7 @@ def log_tick_failed(incarnation: Incarnation, schedule: str, tick: str, error: s
 
 
 def _log_tick_failed(incarnation: Incarnation, schedule: str, tick: str, error: str, cause: BaseException | None) -> None:
-    if not incarnation.lines.may_log(schedule, limited_logging.TICK_FAILED, incarnation.clock.monotonic()):
+    if not incarnation.lines.count_line(schedule, limited_logging.TICK_FAILED, incarnation.clock.monotonic()):
         return
     log.warning(
         "schedule %s, tick %s: %s",
@@ -81,7 +81,7 @@ def log_unreadable(incarnation: Incarnation, spec: ReactionSpec, record: str, er
 
 
 def _log_unreadable(incarnation: Incarnation, spec: ReactionSpec, record: str, error: str | None) -> None:
-    if not incarnation.lines.may_log(spec.name, limited_logging.RECORD_UNREADABLE, incarnation.clock.monotonic()):
+    if not incarnation.lines.count_line(spec.name, limited_logging.RECORD_UNREADABLE, incarnation.clock.monotonic()):
         return
     log.warning(
         "%s: %s",
@@ -97,7 +97,7 @@ def log_given_up(incarnation: Incarnation, before: Attempt) -> None:
 
 
 def _log_given_up(incarnation: Incarnation, before: Attempt) -> None:
-    if not incarnation.lines.may_log(before.reaction, limited_logging.GIVEN_UP, incarnation.clock.monotonic()):
+    if not incarnation.lines.count_line(before.reaction, limited_logging.GIVEN_UP, incarnation.clock.monotonic()):
         return
     log.info(
         "%s: given up after %d failures, and its gave_up handler answered; the last one: %s",
@@ -109,12 +109,14 @@ def _log_given_up(incarnation: Incarnation, before: Attempt) -> None:
 
 
 def log_if_held(incarnation: Incarnation, after: Attempt) -> None:
-    """Log that an attempt waits for a person, why, and its last error. Log nothing unless its state is held."""
+    """If the attempt is held, log that it waits for a person, why, and its last error. Otherwise log nothing."""
     incarnation.after_commit.log(partial(_log_if_held, incarnation, after))
 
 
 def _log_if_held(incarnation: Incarnation, after: Attempt) -> None:
-    if after.state is not State.HELD or not incarnation.lines.may_log(after.reaction, limited_logging.HELD, incarnation.clock.monotonic()):
+    if after.state is not State.HELD or not incarnation.lines.count_line(
+        after.reaction, limited_logging.HELD, incarnation.clock.monotonic()
+    ):
         return
     why, error = after.why or "", after.error or ""
     log.error(
@@ -127,13 +129,13 @@ def _log_if_held(incarnation: Incarnation, after: Attempt) -> None:
 
 
 def log_kept(incarnation: Incarnation, after: Attempt) -> None:
-    """Log why an attempt is kept without a new call, and its state."""
+    """Log the state of an attempt that is kept although no new call is made for it, and why it is kept."""
     log_if_held(incarnation, after)
     incarnation.after_commit.log(partial(_log_kept, incarnation, after))
 
 
 def _log_kept(incarnation: Incarnation, after: Attempt) -> None:
-    if after.state is State.HELD or not incarnation.lines.may_log(after.reaction, limited_logging.KEPT, incarnation.clock.monotonic()):
+    if after.state is State.HELD or not incarnation.lines.count_line(after.reaction, limited_logging.KEPT, incarnation.clock.monotonic()):
         return
     log.info(
         "%s is %s now: %s",
@@ -145,12 +147,12 @@ def _log_kept(incarnation: Incarnation, after: Attempt) -> None:
 
 
 def log_held_with_outcome(incarnation: Incarnation, reaction: str, record: str, why: str, cause: BaseException | None = None) -> None:
-    """Log that an outcome could not be written to its record, and that its attempt now waits for a person (is held)."""
+    """Log that the outcome of a call could not be written to the record, so that the attempt is held: it waits for a person."""
     incarnation.after_commit.log(partial(_log_held_with_outcome, incarnation, reaction, record, why, cause))
 
 
 def _log_held_with_outcome(incarnation: Incarnation, reaction: str, record: str, why: str, cause: BaseException | None) -> None:
-    if not incarnation.lines.may_log(reaction, limited_logging.OUTCOME_HELD, incarnation.clock.monotonic()):
+    if not incarnation.lines.count_line(reaction, limited_logging.OUTCOME_HELD, incarnation.clock.monotonic()):
         return
     log.error(
         "%s is held with its outcome: %s; `groundstate held --reaction %s` says what can be done",

@@ -1,5 +1,5 @@
-"""Describes an attempt for people: its state, how and from when its call will be settled, and what happens to the attempt next. All
-functions are pure.
+"""Describes an attempt for people: its state, how its call will be settled and at what time at the earliest, and what happens to the
+attempt next. All functions are pure.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def describe_state(attempt: Attempt, *, alive: bool | None, has_call: bool = Tru
     """Return the state of an attempt in words. The words for a begun attempt depend on whether its worker is alive.
 
     alive: whether its worker is alive; None if nobody can tell.
-    known_in_s: seconds until it is known, after a restart of the server, whether its worker is alive; None if that is not being waited for.
+    known_in_s: after a restart of the server, the seconds until it is known whether the worker is alive; None if no such wait goes on.
     """
     match attempt.state:
         case State.BEGUN if known_in_s is not None and has_call:
@@ -77,7 +77,7 @@ def describe_begun_state(*, alive: bool | None, has_call: bool) -> str:
 
 
 def describe_settling(terms: Terms | None) -> str:
-    """Return a text that says how it will be found out what became of the call of an attempt in doubt."""
+    """Return a text that says how an attempt in doubt will be settled, that is, how the outcome of its call will be found out."""
     if terms is None:
         return "by nothing: this code does not declare its reaction"
     if terms.policy is None:
@@ -96,8 +96,8 @@ def describe_settling(terms: Terms | None) -> str:
 
 
 def describe_accepting_in_doubt(terms: Terms, many: str) -> str:
-    """Return a text that says what becomes of rows that a person accepts as in doubt; their idempotency keys then count as too old. many:
-    the number of these rows in words.
+    """Return a text that says what happens to existing rows if a person accepts a reaction and has its calls for them treated as in doubt.
+    The idempotency keys of these calls then count as too old. many: the number of these rows in words.
     """
     match None if terms.policy is None else terms.policy.kind:
         case "repeat":
@@ -133,7 +133,7 @@ def describe_tries(attempt: Attempt, terms: Terms | None) -> str:
     retry = terms.retry if terms else None
     times = None if retry is None or retry.times is None else f"{attempt.failures} of {retry.times}"
     ends = None if retry is None or retry.give_up_after is None else attempt.since + retry.give_up_after
-    until = "" if ends is None else f", until {ends.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    until = "" if ends is None else f", no try after {ends.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     return f"{times or attempt.failures}{until}" if times or until else f"{attempt.failures}, no limit"
 
 
@@ -145,7 +145,7 @@ def describe_next_step(attempt: Attempt, terms: Terms | None, *, alive: bool | N
         case State.HELD if attempt.unsure:
             return "waits for a person: `groundstate settle` says what became of its call"
         case State.HELD:
-            return "waits for a person: `groundstate retry` or `groundstate forget`"
+            return "waits for a person: `groundstate retry`, or `groundstate forget` once its condition does not hold"
         case State.FAILED if terms is None:
             return "nothing: this code does not declare its reaction"
         case State.FAILED:

@@ -32,7 +32,8 @@ from sqlalchemy import (
 
 from groundstate.clock import Dice
 from groundstate.engine.sql import in_list
-from groundstate.engine.sql.condition_query import ConditionQuery, blocking
+from groundstate.engine.sql.attempt_filters import is_blocking
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.db_errors import Illegible, reading_own_rows
 from groundstate.engine.sql.raw_cells import LATEST, LIFE_MOST, NUMBER_MOST
 from groundstate.rules import begun_kind
@@ -78,7 +79,7 @@ def attempt_from_row(row: Any) -> Attempt:
         and (why is None or why.__class__ is str)
         and (outcome is None or outcome.__class__ is str)
         and (blocks is None or blocks.__class__ is str)
-        and (begun_with is None or (begun_with.__class__ is str and begun_kind.is_readable(begun_with)))
+        and (begun_with is None or (begun_with.__class__ is str and begun_kind.is_known_begun_with(begun_with)))
     ):
         raise Illegible(f"the attempt of {reaction!r} on {record!r} cannot be read")
     if state not in _STATES:
@@ -90,10 +91,10 @@ _STATES = {state.value: state for state in State}
 
 
 def fields_as_held(state: object) -> dict[str, Any]:
-    """Return the field values of an attempt whose state is unknown, by field name: the attempt counts as held and unsure, since its call
-    may have been made.
+    """Return, by field name, the values with which an attempt in an unknown state is read: it counts as held and unsure, since its call may
+    have been made.
 
-    The row itself is not changed: `save` updates only a row whose state column holds the state that is given as the one before.
+    The row itself keeps its unknown state. `save` never updates such a row, since the row's state is not that of the Attempt that was read.
     """
     return {"state": State.HELD, "unsure": True, "next_at": None, "why": unknown_state_message(state)}
 
@@ -140,8 +141,8 @@ def new_attempt(identity: Identity, worker: int, now: datetime, blocks: str | No
 
 
 def new_attempt_of_record(query: ConditionQuery, record: str, occurrence: str, worker: int, now: datetime) -> Attempt:
-    """Return a new Attempt on a record of this reaction. It keeps the table's other reactions off the record, unless its reaction has a
-    done column.
+    """Return a new Attempt on a record of this reaction. Unless the reaction has a done column, the attempt blocks the record for the other
+    reactions on the same table.
     """
     spec = query.spec
     blocks = None if spec.done_column else spec.table_name
@@ -159,7 +160,8 @@ def attempts_deciding_claim(
     tx: Reader, query: ConditionQuery, records: Sequence[str], *, lock: bool = False, own: bool = False
 ) -> dict[str, list[Attempt]]:
     """Return, by record key, the attempts that decide whether the reaction may claim these records: its own attempts, and attempts of other
-    reactions that block a record. With `own`, or if the reaction has a done column, only its own. `lock`: lock their rows.
+    reactions that block a record. With `own`, or if the reaction has a done column, return only its own attempts. With `lock`, lock the
+    rows of the attempts that are returned.
     """
     if not records:
         return {}
@@ -169,7 +171,7 @@ def attempts_deciding_claim(
     statement, parameter = _select_deciding_attempts(tx.database, not alone, lock, bool(same_call))
     given: dict[str, Any] = {"app": spec.app, "reaction": spec.name, "records": parameter(records)}
     if not alone:
-        given["blocks"] = query.table_name_spellings
+        given["blocks"] = query.attempts.table_name_spellings
     if same_call:
         given["same_call"] = list(same_call)
     by_record: dict[str, list[Attempt]] = {}
@@ -186,7 +188,7 @@ def _select_deciding_attempts(
     wanted = and_(table.c.app == bindparam("app"), table.c.reaction == bindparam("reaction"), records.expression)
     if blocks:
         # Each side of this OR has an index: the primary key for the reaction's own attempts, and the partial index for blocking attempts.
-        wanted = or_(wanted, and_(table.c.blocks.in_(bindparam("blocks", expanding=True)), records.expression, blocking))
+        wanted = or_(wanted, and_(table.c.blocks.in_(bindparam("blocks", expanding=True)), records.expression, is_blocking))
         if same_call:
             names = table.c.reaction.in_(bindparam("same_call", expanding=True))
             made = and_(table.c.state == "held", table.c.outcome.is_not(None), table.c.blocks.is_not(None))
@@ -212,7 +214,7 @@ class Writer(Reader, Protocol):
     some_attempts: bool  # set to True by `insert`, so that later claims in the same transaction read attempts
 
 
-def insert(tx: Writer, new: Sequence[Attempt]) -> set[int]:
+def insert_attempts(tx: Writer, new: Sequence[Attempt]) -> set[int]:
     """Insert new attempts. If a row with the primary key of a new attempt exists already, that row is left as it is. Returns the call
     numbers of the inserted attempts.
     """
@@ -241,8 +243,8 @@ _shared_by = attrgetter(*_SHARED)
 
 @lru_cache(maxsize=128)
 def _insert_statement(database: Database) -> tuple[Any, Callable[[Sequence[tuple[str, str, int]]], dict[str, Any]]]:
-    """Return a pair: one INSERT for any number of attempts that differ only in record, occurrence and call, and the function that makes its
-    parameters from these three values of each attempt.
+    """Return a pair: an INSERT statement for any number of attempts that differ only in record, occurrence and call, and a function that
+    makes the statement's parameters from these three values of each attempt.
     """
     if database.locks_rows:
         source: Any = in_list.rows_from_arrays("own", {name: table.c[name].type for name in _OWN})
@@ -251,8 +253,9 @@ def _insert_statement(database: Database) -> tuple[Any, Callable[[Sequence[tuple
         source = func.json_each(bindparam("own", type_=Text())).table_valued("value", name="own")
         values = [func.json_extract(source.c.value, f"$[{number}]") for number in range(len(_OWN))]
     shared = [bindparam(name, type_=table.c[name].type) for name in _SHARED]
-    rows_of = select(*shared, *values).select_from(source).where(true())  # without WHERE, SQLite takes ON CONFLICT for a part of a join
-    statement = database.insert(table).from_select([*_SHARED, *_OWN], rows_of)
+    # Without a WHERE, SQLite would parse the ON of ON CONFLICT as the constraint of a join.
+    rows_of = select(*shared, *values).select_from(source).where(true())
+    statement = database.insert_function(table).from_select([*_SHARED, *_OWN], rows_of)
     once = statement.on_conflict_do_nothing(index_elements=["app", "reaction", "record", "occurrence"])
     return once, _parameters_as_arrays if database.locks_rows else _parameters_as_json
 
@@ -265,7 +268,7 @@ def _parameters_as_json(own: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
     return {"own": json.dumps(own, ensure_ascii=False)}
 
 
-def save(connection: Connection, changed: Sequence[tuple[Attempt, Attempt]]) -> set[int]:
+def update_attempts(connection: Connection, changed: Sequence[tuple[Attempt, Attempt]]) -> set[int]:
     """Update attempts, given as pairs (attempt before, attempt after). A row is updated only if its state, call and worker are still those
     of the attempt before.
 
@@ -293,7 +296,8 @@ def _execute_updates(connection: Connection, parameters: Sequence[Mapping[str, A
     return connection.execute(_bulk_update_statement(), {name: [one[name] for one in parameters] for name in parameters[0]}).rowcount
 
 
-_AS_ONE = 8  # attempts: on PostgreSQL, a batch of at least this many is saved by one UPDATE, a smaller one by an UPDATE for each
+# On PostgreSQL, at least this many attempts are saved by one UPDATE statement. Fewer attempts are saved by one UPDATE each.
+_AS_ONE = 8
 _FENCE = ("app", "reaction", "record", "occurrence", "call", "state", "worker")
 _CHANGING = [name for name in _NAMES if name not in ("app", "reaction", "record", "occurrence")]
 _SAVE = (
@@ -312,7 +316,7 @@ def _bulk_update_statement() -> Update:
     return update(table).where(*fence).values({table.c[name]: new.c[f"new_{name}"] for name in _CHANGING})
 
 
-def remove(database: Database, connection: Connection, gone: Sequence[Attempt]) -> int:
+def delete_attempts(database: Database, connection: Connection, gone: Sequence[Attempt]) -> int:
     """Delete the rows of these attempts, except rows whose call number has changed, and return how many rows were deleted."""
     count = 0
     by_reaction: dict[tuple[str, str], list[Attempt]] = {}

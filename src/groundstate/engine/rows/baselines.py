@@ -18,10 +18,12 @@ from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine.rows import attempts, claim
 from groundstate.engine.rows.attempts import Identity
-from groundstate.engine.rows.claim import Taken, Unreadable
+from groundstate.engine.rows.claim import ClaimedRecord, Unreadable
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import db_errors, raising_rows
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey, condition_from_text
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.condition_texts import condition_from_text
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules import attempt as rules
 from groundstate.rules import begun_kind, blocking
@@ -31,7 +33,7 @@ from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
 PATIENCE = timedelta(seconds=20)  # how long a command waits for records that others have locked
-ASKED_AT_ONCE = 1000  # records for which one statement checks a condition at most
+ASKED_AT_ONCE = 1000  # the most records for which one statement checks a condition
 
 
 def write_baselines(
@@ -49,11 +51,11 @@ def write_baselines(
 
 def _write_baselines(incarnation: Incarnation, query: ConditionQuery, at_once: int, tell: Callable[[int], None] | None) -> int:
     count, cursor, apart = 0, None, list(query.raising_keys)
-    left_under = begun_kind.baseline_as_json([query.clauses_text], query.spec.occurrence_columns)
+    left_under = begun_kind.baseline_as_json([query.texts.clauses_text], query.spec.occurrence_columns)
     while True:
-        with incarnation.transaction(wait=PATIENCE) as tx:
-            places = [tuple(row) for row in tx.connection.execute(query.select_cursors_after(cursor, at_once, crowded=False))]
-            wanted = [query.key_in_cursor(place) for place in places]
+        with incarnation.open_transaction(wait=PATIENCE) as tx:
+            places = [tuple(row) for row in tx.connection.execute(query.selects.select_cursors_after(cursor, at_once, crowded=False))]
+            wanted = [query.cursors.key_in_cursor(place) for place in places]
             if not wanted:
                 wanted, apart = apart, []
             if not wanted:
@@ -61,10 +63,10 @@ def _write_baselines(incarnation: Incarnation, query: ConditionQuery, at_once: i
             # Read under a lock: otherwise a record that a handler changes at the same time could get a baseline although it no longer
             # matches.
             records, unreadable = claim.load_ready_records_under_lock(query, tx, wanted)
-            matching: list[Taken | Unreadable] = [*(_claimed_without_loading(query, record) for record in records), *unreadable]
+            matching: list[ClaimedRecord | Unreadable] = [*(_claimed_without_loading(query, record) for record in records), *unreadable]
             new = [attempts.new_attempt_of_record(query, one.text, one.occurrence, incarnation.id, tx.now) for one in matching]
             held = [replace(rules.hold_attempt(one, BASELINE).attempt, blocks=None, begun_with=left_under) for one in new]
-            if len(attempts.insert(tx, held)) < len(held):
+            if len(attempts.insert_attempts(tx, held)) < len(held):
                 _add_present_condition(tx, query, held)
             count += len(held)
             cursor = places[-1] if places else cursor
@@ -72,16 +74,16 @@ def _write_baselines(incarnation: Incarnation, query: ConditionQuery, at_once: i
             tell(count)
 
 
-def _claimed_without_loading(query: ConditionQuery, record: object) -> Taken:
-    key: PrimaryKey = query.key_of_record(record)
-    return Taken(key, query.record_text(key), query.occurrence_text(record), record)
+def _claimed_without_loading(query: ConditionQuery, record: object) -> ClaimedRecord:
+    key: PrimaryKey = query.keys.key_of_record(record)
+    return ClaimedRecord(key, query.keys.record_text(key), query.occurrences.occurrence_text(record), record)
 
 
 def _add_present_condition(tx: Transaction, query: ConditionQuery, wanted: Sequence[Attempt]) -> None:
     """Add the reaction's present condition to the stored conditions of those baselines that existed already. wanted: the baselines to be
     written.
     """
-    spec, today = query.spec, query.clauses_text
+    spec, today = query.spec, query.texts.clauses_text
     standing = attempts.attempts_deciding_claim(tx, query, [one.record for one in wanted], lock=True, own=True)
     changed = []
     for new in wanted:
@@ -92,20 +94,20 @@ def _add_present_condition(tx: Transaction, query: ConditionQuery, wanted: Seque
         if left is None or today not in left.conditions:
             conditions = [*(left.conditions if left is not None else ()), today]
             changed.append((one, replace(one, begun_with=begun_kind.baseline_as_json(conditions, spec.occurrence_columns))))
-    attempts.save(tx.connection, changed)
+    attempts.update_attempts(tx.connection, changed)
 
 
 # ---- deleting baselines ----------------------------------------------------------------------------------------------------------
 def delete_obsolete_baselines(incarnation: Incarnation, query: ConditionQuery, unasked: set[str] | None = None) -> int:
-    """Delete each baseline of a reaction of which no stored condition holds any more, and return how many were deleted. So the reaction is
-    carried out for a record that matches again.
+    """Delete the reaction's baselines of which none of the stored conditions holds any more, and return how many were deleted. If such a
+    record matches again, the reaction is carried out for it.
 
     unasked: texts of conditions that the database can no longer evaluate, for example because a column was dropped. The baselines with
-        these conditions stay, and the conditions are not evaluated again. Texts that are found now are logged and added to the set.
+        these conditions stay, and the conditions are not evaluated again. This function logs further such texts and adds them to the set.
     """
     mine, left_out = _clauses_of_baselines(query), set() if unasked is None else unasked
     count = 0
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         for said in tx.connection.execute(select(table.c.begun_with).where(*mine).distinct()).scalars().all():
             if said in left_out:
                 continue
@@ -114,7 +116,7 @@ def delete_obsolete_baselines(incarnation: Incarnation, query: ConditionQuery, u
                 with tx.connection.begin_nested():
                     count += _delete_where_condition_is_false(tx, query, [*mine, same], _disjunction_of_stored_conditions(query, said))
             except DBAPIError as error:
-                if db_errors.is_transient(error) or said is None or _is_present_condition(query, said):
+                if db_errors.is_no_fault_of_record(error) or said is None or _is_present_condition(query, said):
                     raise
                 left_out.add(said)
                 log.warning(
@@ -136,13 +138,13 @@ def _clauses_of_baselines(query: ConditionQuery) -> list[ColumnElement[bool]]:
 def _delete_where_condition_is_false(
     tx: Transaction, query: ConditionQuery, where: Sequence[ColumnElement[bool]], holds: ColumnElement[bool]
 ) -> int:
-    written = query.key_text_in_sql
+    written = query.keys.key_text_in_sql
     if written is not None:
         still = select(written).select_from(query.entity).where(holds)
         return tx.connection.execute(delete(table).where(*where, table.c.record.not_in(still))).rowcount
     some = attempts.fetch_attempts(tx.connection, attempts.select_attempts(*where))
     still_held = set(_records_where_condition_holds(tx.connection, query, some, holds))
-    return attempts.remove(tx.database, tx.connection, [one for one in some if one.record not in still_held])
+    return attempts.delete_attempts(tx.database, tx.connection, [one for one in some if one.record not in still_held])
 
 
 def _disjunction_of_stored_conditions(query: ConditionQuery, said: str | None) -> ColumnElement[bool]:
@@ -150,30 +152,30 @@ def _disjunction_of_stored_conditions(query: ConditionQuery, said: str | None) -
     none), return the present condition.
     """
     left = begun_kind.parse_baseline(said)
-    conditions = (query.clauses_text,) if left is None else left.conditions
-    return or_(*[query.condition if one == query.clauses_text else condition_from_text(one) for one in conditions])
+    conditions = (query.texts.clauses_text,) if left is None else left.conditions
+    return or_(*[query.condition.holds if one == query.texts.clauses_text else condition_from_text(one) for one in conditions])
 
 
 def _is_present_condition(query: ConditionQuery, said: str) -> bool:
     left = begun_kind.parse_baseline(said)
-    return left is None or set(left.conditions) == {query.clauses_text}
+    return left is None or set(left.conditions) == {query.texts.clauses_text}
 
 
 def _records_where_condition_holds(
     connection: Connection, query: ConditionQuery, some: Sequence[Attempt], holds: ColumnElement[bool]
 ) -> Iterator[str]:
     """Yield the key, as a text, of each record of these attempts for which the condition holds."""
-    keys = [key for text in {one.record for one in some} if (key := query.key_from_text_or_none(text)) is not None]
+    keys = [key for text in {one.record for one in some} if (key := query.keys.key_from_text_or_none(text)) is not None]
     for first in range(0, len(keys), ASKED_AT_ONCE):
-        asked = select(*query.key_attributes).select_from(query.entity)
-        for row in connection.execute(asked.where(holds, query.has_key_among(keys[first : first + ASKED_AT_ONCE]))):
-            yield query.record_text(tuple(row))
+        asked = select(*query.keys.key_attributes).select_from(query.entity)
+        for row in connection.execute(asked.where(holds, query.keys.has_key_among(keys[first : first + ASKED_AT_ONCE]))):
+            yield query.keys.record_text(tuple(row))
 
 
 # ---- queries about baselines -----------------------------------------------------------------------------------------------------
 def baselines_still_holding(connection: Connection, query: ConditionQuery, some: Sequence[Attempt]) -> set[Identity]:
-    """Return the identities of those baselines among `some` of which a stored condition still holds. If such a baseline were deleted, some
-    version of the application could make a call for its record.
+    """Return the identities of the baselines among `some` that must stay, since at least one of their stored conditions still holds. If
+    such a baseline were deleted, some version of the application could make a call for its record.
     """
     said_by: dict[str | None, list[Attempt]] = {}
     for one in some:
@@ -188,8 +190,9 @@ def baselines_still_holding(connection: Connection, query: ConditionQuery, some:
             if not db_errors.is_fault_of_statement(error):
                 raise
             if db_errors.is_schema_mismatch(error):
-                continue  # the stored condition cannot be evaluated any more: nothing keeps the baseline
-            holding = {one.record for one in mine}  # the condition raises an error for some row: all baselines are kept
+                continue  # the stored condition cannot be evaluated any more, so the baseline may be deleted
+            # The condition raises an error for some row, so it is unknown for which rows the condition holds.
+            holding = {one.record for one in mine}
         found |= {one.identity for one in mine if one.record in holding}
     return found
 

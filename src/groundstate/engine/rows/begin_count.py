@@ -28,7 +28,7 @@ class StoreBegins:
 
     def __init__(self, mark: HighWater) -> None:
         self._mark = mark
-        self._told: tuple[str, int] | None = None  # (store id, count) after the latest calls were begun, committed or not
+        self._told: tuple[str, int] | None = None  # (store id, count) as last counted, whether or not it was committed
 
     def add_begins(self, tx: Transaction, new: int) -> None:
         """Add `new` calls to the store's count, in the transaction that begins these calls.

@@ -14,9 +14,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine.rows import attempts
-from groundstate.engine.sql import db_errors, key_columns, unreadable_columns
-from groundstate.engine.sql.condition_query import ConditionQuery, Place, PrimaryKey
+from groundstate.engine.sql import db_errors, key_refusal, unreadable_columns
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.due_expression import Timing
+from groundstate.engine.sql.pass_cursors import PassCursor
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.safe_text import describe_exception, running_user_code
 from groundstate.engine.sql.savepoint_query import OF_ONE, in_savepoint, why_record_not_evaluable
 from groundstate.engine.sql.transaction import Transaction
@@ -28,7 +30,7 @@ from groundstate.values.keys import NoValue
 
 
 @dataclass
-class Taken:
+class ClaimedRecord:
     """A record that this transaction has claimed and locked."""
 
     key: PrimaryKey
@@ -43,8 +45,8 @@ class Taken:
 class Claim:
     """The records that one query for claiming found, and how many keys the query read."""
 
-    taken: list[Taken] = field(default_factory=list)
-    cursor: Place | None = None
+    records: list[ClaimedRecord] = field(default_factory=list)
+    cursor: PassCursor | None = None
     read: int = 0  # number of keys whose condition held, whether their records were claimed or not
     busy: list[PrimaryKey] = field(default_factory=list)  # records that another transaction has locked
     unreadable: list[Unreadable] = field(default_factory=list)
@@ -62,70 +64,74 @@ class Unreadable:
     nameless: bool = False  # whether even the key of the record cannot be read, so that no later try can find it
 
 
-def claim_by_condition(query: ConditionQuery, tx: Transaction, cursor: Place | None, limit: int, *, crowded: bool) -> Claim:
+def claim_by_condition(query: ConditionQuery, tx: Transaction, cursor: PassCursor | None, limit: int, *, crowded: bool) -> Claim:
     """Claim records that are ready (condition true and due), in the order of the backlog, from the cursor (the last place read) on. With
     `crowded`, SQL leaves out records with attempts.
     """
-    if not tx.database.locks_rows or query.reads_only_own_row:
+    if not tx.database.locks_rows or query.selects.reads_only_own_row:
         try:
             with running_user_code():
-                rows = tx.session.execute(query.select_records_after(cursor, limit, crowded=crowded)).unique().all()
+                rows = tx.session.execute(query.selects.select_records_after(cursor, limit, crowded=crowded)).unique().all()
         except Exception as error:
             if not db_errors.is_record_load_error(error):
                 raise
         else:
-            claim = Claim(cursor=query.cursor_after_row(rows[-1]) if rows else cursor, read=len(rows))
+            claim = Claim(cursor=query.cursors.cursor_after_row(rows[-1]) if rows else cursor, read=len(rows))
             records, nameless = [row[0] for row in rows], list[Unreadable]()
-            if query.may_store_other_key_forms:
-                each = [_unreadable_if_key_finds_nothing(query, tx, query.key_in_cursor(tuple(row))) for row in rows]
+            if query.keys.may_store_other_key_forms:
+                each = [_unreadable_if_key_finds_nothing(query, tx, query.cursors.key_in_cursor(tuple(row))) for row in rows]
                 records = [record for record, bad in zip(records, each, strict=True) if bad is None]
                 nameless = [bad for bad in each if bad is not None]
             _add_free_records_to_claim(query, tx, claim, records, nameless)
             return claim
-    places = [tuple(row) for row in tx.connection.execute(query.with_row_lock(query.select_cursors_after(cursor, limit, crowded=crowded)))]
+    places = [
+        tuple(row)
+        for row in tx.connection.execute(query.loading.with_row_lock(query.selects.select_cursors_after(cursor, limit, crowded=crowded)))
+    ]
     claim = Claim(cursor=places[-1] if places else cursor, read=len(places))
     if places:
-        found, nameless = _split_off_keys_that_find_nothing(query, tx, [query.key_in_cursor(place) for place in places])
-        records, bad = _lock_children_and_load(query, tx, found) if found else ([], [])
+        keys, nameless = _split_off_keys_that_find_nothing(query, tx, [query.cursors.key_in_cursor(place) for place in places])
+        records, bad = _lock_children_and_load(query, tx, keys) if keys else ([], [])
         _add_free_records_to_claim(query, tx, claim, records, [*bad, *nameless])
     return claim
 
 
-def claim_by_keys(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey], *, mine: int | None = None) -> Claim:
-    """Claim those of the records `wanted` that are ready (condition true and due). mine: the call number of begun attempts that the caller
-    may carry out, in careful mode; None otherwise.
+def claim_by_keys(query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey], *, mine: int | None = None) -> Claim:
+    """Claim those of the records with these keys that are ready (condition true and due).
+
+    mine: in careful mode (entered after workers died), the call number of the begun attempts that the caller may carry out; otherwise None.
     """
     claim = Claim()
-    wanted, nameless = _split_off_keys_that_find_nothing(query, tx, wanted)
-    found = list(wanted)
+    keys, nameless = _split_off_keys_that_find_nothing(query, tx, keys)
+    locked_keys = list(keys)
     if tx.database.locks_rows:
-        found = [tuple(row) for row in tx.connection.execute(query.select_given_keys, query.key_parameters(wanted))]
-        if len(found) < len(wanted):
-            claim.busy = _keys_locked_by_others(query, tx, set(wanted) - set(found))
-            query.include_rows_again(set(wanted) - set(found) - set(claim.busy))  # neither found nor busy: the rows of these keys are gone
-    if found or nameless:
-        records, bad = _lock_children_and_load(query, tx, found) if found else ([], [])
+        locked_keys = [tuple(row) for row in tx.connection.execute(query.keys.select_given_keys, query.keys.key_parameters(keys))]
+        if len(locked_keys) < len(keys):
+            claim.busy = _keys_locked_by_others(query, tx, set(keys) - set(locked_keys))
+            query.include_rows_again(set(keys) - set(locked_keys) - set(claim.busy))  # neither locked nor busy: these keys have no rows now
+    if locked_keys or nameless:
+        records, bad = _lock_children_and_load(query, tx, locked_keys) if locked_keys else ([], [])
         claim.read = len(records) + len(bad)
         _add_free_records_to_claim(query, tx, claim, records, [*bad, *nameless], mine)
     return claim
 
 
 def _split_off_keys_that_find_nothing(
-    query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]
+    query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey]
 ) -> tuple[Sequence[PrimaryKey], list[Unreadable]]:
-    """Return a pair: the keys by which the database can find a record, and an Unreadable for each key that is stored in a form by which it
-    cannot.
+    """Return a pair: the keys by which the database can find a record, and an Unreadable for each other key. The stored form of such a key
+    is not the one that the database is asked for.
     """
-    fine: list[PrimaryKey] = []
+    usable: list[PrimaryKey] = []
     bad: list[Unreadable] = []
-    for key in wanted:
+    for key in keys:
         if not any(type(value) is NoValue for value in key):
-            fine.append(key)
+            usable.append(key)
         elif (nameless := _unreadable_if_key_finds_nothing(query, tx, key)) is not None:
             bad.append(nameless)
         else:
-            fine.append(_key_as_loaded(key))
-    return fine, bad
+            usable.append(_key_as_loaded(key))
+    return usable, bad
 
 
 def _unreadable_if_key_finds_nothing(query: ConditionQuery, tx: Transaction, key: Sequence[Any]) -> Unreadable | None:
@@ -138,57 +144,56 @@ def _unreadable_if_key_finds_nothing(query: ConditionQuery, tx: Transaction, key
     loaded = _key_as_loaded(key)
     if None not in loaded and _stored_key(query, tx, loaded) is not None:
         return None
-    return Unreadable(tuple(key), query.record_text(tuple(key)), "", f"its key cannot be read: {why}", nameless=True)
+    return Unreadable(tuple(key), query.keys.record_text(tuple(key)), "", f"its key cannot be read: {why}", nameless=True)
 
 
 def _key_as_loaded(key: Sequence[Any]) -> PrimaryKey:
-    """Return the key as Python values, as its column types load them. The stored form of a value may be another."""
+    """Return the key as Python values, as its column types load them. A value may be stored in a different form."""
     return tuple(value.loaded if type(value) is NoValue else value for value in key)
 
 
-def _lock_children_and_load(query: ConditionQuery, tx: Transaction, found: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
-    for children in query.select_and_lock_children(found) if tx.database.locks_rows else ():
+def _lock_children_and_load(query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
+    for children in query.loading.statements_locking_children(keys) if tx.database.locks_rows else ():
         tx.connection.execute(children)  # FOR SHARE: rows that the condition reads must not change before our commit (hazard 18)
-    return load_ready_records(query, tx, found)
+    return load_ready_records(query, tx, keys)
 
 
-def load_ready_records_under_lock(
-    query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]
-) -> tuple[list[Any], list[Unreadable]]:
+def load_ready_records_under_lock(query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
     """Lock these records (FOR KEY SHARE), so that no worker can claim them before this transaction ends, then load those that are ready
     (condition true and due). Waits for locks of others. Returns a pair, as `load_ready_records` does.
     """
-    wanted, nameless = _split_off_keys_that_find_nothing(query, tx, wanted)
-    if not wanted:
+    keys, nameless = _split_off_keys_that_find_nothing(query, tx, keys)
+    if not keys:
         return [], nameless
     if tx.database.locks_rows:
-        tx.connection.execute(query.select_existing_keys(wanted).with_for_update(key_share=True))
-    records, bad = load_ready_records(query, tx, wanted)
+        tx.connection.execute(query.keys.select_existing_keys(keys).with_for_update(key_share=True))
+    records, bad = load_ready_records(query, tx, keys)
     return records, [*bad, *nameless]
 
 
-def load_ready_records(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
+def load_ready_records(query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey]) -> tuple[list[Any], list[Unreadable]]:
     """Load those of these records that are ready (condition true and due). Return a pair: the loaded records, and an Unreadable for each
     record that cannot be loaded. A batch that fails is halved until such records are found.
     """
     try:
         with _savepoint_for_raising_condition(query, tx):
-            records = _execute_and_load(tx, query.select_given_ready_records, query.key_parameters(wanted))
+            records = _execute_and_load(tx, query.selects.select_given_ready_records, query.keys.key_parameters(keys))
     except Exception as error:
         if not (db_errors.is_record_load_error(error) or _condition_raised_for_a_row(query, error)):
             raise
-        if len(wanted) == 1:
-            there = _stored_key(query, tx, wanted[0])
+        if len(keys) == 1:
+            there = _stored_key(query, tx, keys[0])
             if there is None:
                 return [], []
-            if query.record_text(there) != query.record_text(wanted[0]):
-                return load_ready_records(query, tx, [there])  # the hint had the key as another type, which the driver converted
+            if query.keys.record_text(there) != query.keys.record_text(keys[0]):
+                # The key came from a hint and had values of other types, which the driver converted: use the key as it is stored.
+                return load_ready_records(query, tx, [there])
             return [], [_make_unreadable(query, tx, there, error)]
     else:
-        query.include_rows_again(wanted)
+        query.include_rows_again(keys)
         return records, []
-    half = len(wanted) // 2
-    first, second = load_ready_records(query, tx, wanted[:half]), load_ready_records(query, tx, wanted[half:])
+    half = len(keys) // 2
+    first, second = load_ready_records(query, tx, keys[:half]), load_ready_records(query, tx, keys[half:])
     return first[0] + second[0], first[1] + second[1]
 
 
@@ -212,9 +217,9 @@ def _condition_raised_for_a_row(query: ConditionQuery, error: BaseException) -> 
 def _stored_key(query: ConditionQuery, tx: Transaction, key: PrimaryKey) -> PrimaryKey | None:
     """Return the key of this record as it is stored; None if there is no record with this key, or if the database rejects the key."""
     try:
-        row = tx.connection.execute(query.select_existing_keys([key])).first()
+        row = tx.connection.execute(query.keys.select_existing_keys([key])).first()
     except Exception as error:
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             raise
         return None
     return None if row is None else tuple(row)
@@ -225,17 +230,17 @@ def _make_unreadable(query: ConditionQuery, tx: Transaction, key: PrimaryKey, er
     if query.spec.occurrence:
         try:
             with in_savepoint(tx.connection), running_user_code():
-                row = tx.connection.execute(select(*query.spec.occurrence).where(query.has_key_among([key]))).first()
-            occurrence = query.occurrence_text_of_values(tuple(row)) if row is not None else ""
-        except Exception as same:  # for example because a value has no text form: the attempt then gets an empty occurrence
-            if db_errors.is_transient(same):
+                row = tx.connection.execute(select(*query.spec.occurrence).where(query.keys.has_key_among([key]))).first()
+            occurrence = query.occurrences.occurrence_text_of_values(tuple(row)) if row is not None else ""
+        except Exception as same:  # for example, a value has no text form; the attempt then gets an empty occurrence
+            if db_errors.is_no_fault_of_record(same):
                 raise
     if isinstance(error, DBAPIError) and _condition_raised_for_a_row(query, error):
         query.exclude_raising_row(key)
         words = _unreadable_message(query, tx, key, error) if db_errors.is_text_encoding_error(error) else why_record_not_evaluable(error)
     else:
         words = _unreadable_message(query, tx, key, error)
-    return Unreadable(key, query.record_text(key), occurrence, words)
+    return Unreadable(key, query.keys.record_text(key), occurrence, words)
 
 
 def _unreadable_message(query: ConditionQuery, tx: Transaction, key: PrimaryKey, error: BaseException) -> str:
@@ -280,7 +285,7 @@ def _keys_locked_by_others(query: ConditionQuery, tx: Transaction, missing: set[
     """Return those of the keys `missing` for which there is a record. The caller could not lock these records, so another transaction
     has.
     """
-    return [tuple(row) for row in tx.connection.execute(query.select_existing_keys(list(missing)))]
+    return [tuple(row) for row in tx.connection.execute(query.keys.select_existing_keys(list(missing)))]
 
 
 def _add_free_records_to_claim(
@@ -290,45 +295,45 @@ def _add_free_records_to_claim(
     were locked, so that it sees every commit made before (hazard 17).
     """
     tx.note_claimed(records, query.mapper.tables)
-    if records and not query.finds_its_keys:
-        _check_record_is_found_by_key(query, tx, query.key_of_record(records[0]))
-    taken: list[Taken] = []
+    if records and not query.keys.texts_find_records:
+        _check_record_is_found_by_key(query, tx, query.keys.key_of_record(records[0]))
+    claimed_records: list[ClaimedRecord] = []
     more: list[Unreadable] = []
     for record, due in zip(records, due_times(query, tx, records), strict=True):
-        key = query.key_of_record(record)
-        text = query.record_text(key)
+        key = query.keys.key_of_record(record)
+        text = query.keys.record_text(key)
         try:
-            occurrence = query.occurrence_text(record)
+            occurrence = query.occurrences.occurrence_text(record)
         except (OverflowError, GroundstateError) as error:  # a time outside of the calendar, or a value whose type has no text form
             more.append(Unreadable(key, text, "", f"its occurrence has no text: {error}"))
             continue
         if isinstance(due, OutsideCalendarError):
             more.append(Unreadable(key, text, occurrence, f"its due time cannot be computed: {due}"))
         else:
-            taken.append(Taken(key, text, occurrence, record, due=due))
-    claim.taken = _free_records(query, tx, taken, mine)
+            claimed_records.append(ClaimedRecord(key, text, occurrence, record, due=due))
+    claim.records = _drop_blocked_records(query, tx, claimed_records, mine)
     claim.unreadable = _unreadable_records_that_nothing_blocks(query, tx, [*bad, *more])
 
 
-def _free_records(query: ConditionQuery, tx: Transaction, taken: list[Taken], mine: int | None) -> list[Taken]:
+def _drop_blocked_records(query: ConditionQuery, tx: Transaction, records: list[ClaimedRecord], mine: int | None) -> list[ClaimedRecord]:
     spec = query.spec
     if tx.air:
-        taken = [one for one in taken if not tx.air.must_leave_alone(spec, one.text)]
-    if not taken or not _may_attempts_exist(tx):
-        return _without_slowed_records(query, tx, taken)
-    found = attempts.attempts_deciding_claim(tx, query, [one.text for one in taken])
+        records = [claimed for claimed in records if not tx.air.must_leave_alone(spec, claimed.text)]
+    if not records or not _may_attempts_exist(tx):
+        return _without_slowed_records(query, tx, records)
+    found = attempts.attempts_deciding_claim(tx, query, [claimed.text for claimed in records])
     free, kept_out_by = [], spec.blocking_arguments
-    for one in taken:
-        standing = found.get(one.text, ())
-        if blocking.find_blocking_attempt(spec.app, spec.name, one.occurrence, standing, **kept_out_by):
+    for claimed in records:
+        standing = found.get(claimed.text, ())
+        if blocking.find_blocking_attempt(spec.app, spec.name, claimed.occurrence, standing, **kept_out_by):
             continue
-        own = blocking.find_own_attempt(spec.app, spec.name, one.occurrence, standing, spec.occurrence_columns)
+        own = blocking.find_own_attempt(spec.app, spec.name, claimed.occurrence, standing, spec.occurrence_columns)
         # An expired record does not wait for the retry time of an earlier failure, unless its `expired` handler is what failed.
-        waits_no_more = query.is_for_expired and own is not None and own.why != EXPIRED_HANDLER_FAILED
+        waits_no_more = query.takes_expired_records and own is not None and own.why != EXPIRED_HANDLER_FAILED
         tried_now = own is not None and own.state is State.FAILED and (blocking.is_retry_due(own, tx.now) or waits_no_more)
         if own is None or tried_now or (own.call == mine and own.state is State.BEGUN):
-            one.attempt = own
-            free.append(one)
+            claimed.attempt = own
+            free.append(claimed)
     return _without_slowed_records(query, tx, free)
 
 
@@ -336,31 +341,31 @@ def _check_record_is_found_by_key(query: ConditionQuery, tx: Transaction, key: P
     """Check that the database finds a record by its key, and raise KeyRefused if it does not. The caller does this with the first record of
     a table that was empty when the worker started.
     """
-    why = key_columns.key_refusal(tx.connection, query, key)
+    why = key_refusal.find_key_refusal(tx.connection, query, key)
     if why is not None:
         raise why
-    query.finds_its_keys = True
+    query.keys.note_texts_find_records()
 
 
-def _without_slowed_records(query: ConditionQuery, tx: Transaction, taken: list[Taken]) -> list[Taken]:
-    """Return these records without those that are slowed down now, because reactions make each other's conditions on them hold again and
-    again (a ring). A record with a failed attempt stays, since it has waited for its retry time already.
+def _without_slowed_records(query: ConditionQuery, tx: Transaction, records: list[ClaimedRecord]) -> list[ClaimedRecord]:
+    """Return these records without the ones that are slowed down now. A record is slowed down if it is part of a ring: reactions that make
+    each other's conditions hold again and again. A record with a failed attempt stays, since it has waited for its retry time already.
     """
     if not tx.rings:
-        return taken
-    return [one for one in taken if one.attempt is not None or not tx.rings.must_wait(query, one.key, one.occurrence)]
+        return records
+    return [claimed for claimed in records if claimed.attempt is not None or not tx.rings.must_wait(query, claimed.key, claimed.occurrence)]
 
 
 def due_times(query: ConditionQuery, tx: Transaction, records: Sequence[Any]) -> list[datetime | OutsideCalendarError | None]:
-    """Return the due time of each record, in their order: None if the reaction or the record has no due time, and an OutsideCalendarError,
-    which says why, if it cannot be computed.
+    """Return one item per record, in the order of `records`: the due time; None if the reaction or the record has no due time; or, if the
+    due time cannot be computed, an OutsideCalendarError that says why.
     """
     timing, due = query.timing, query.spec.due
     if timing is None or due is None:
         return [None] * len(records)
     if due.attribute is not None:
         return [_due_time(timing, getattr(record, due.attribute.key)) for record in records]
-    found = [query.key_of_record(record) for record in records]
+    found = [query.keys.key_of_record(record) for record in records]
     bases = _values_for_due_times(query, tx, found) if found else {}
     return [_due_time(timing, bases.get(key)) for key in found]
 
@@ -374,19 +379,19 @@ def _due_time(timing: Timing, base: object) -> datetime | OutsideCalendarError |
         return error
 
 
-def _values_for_due_times(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> dict[PrimaryKey, object]:
+def _values_for_due_times(query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey]) -> dict[PrimaryKey, object]:
     """Return, by key, the values from which the due times of these records are computed; `due` of the reaction is an SQL expression. A
     value that Python cannot represent is found by halving the batch, and an OutsideCalendarError is returned for it.
     """
     try:
-        return {tuple(row[:-1]): row[-1] for row in tx.connection.execute(query.select_base_times(wanted))}
+        return {tuple(row[:-1]): row[-1] for row in tx.connection.execute(query.selects.select_base_times(keys))}
     except Exception as error:
         if not db_errors.is_conversion_error(error):
             raise
-        if len(wanted) == 1:
-            return {wanted[0]: OutsideCalendarError(f"{type(error).__name__}: {error}")}
-    half = len(wanted) // 2
-    return _values_for_due_times(query, tx, wanted[:half]) | _values_for_due_times(query, tx, wanted[half:])
+        if len(keys) == 1:
+            return {keys[0]: OutsideCalendarError(f"{type(error).__name__}: {error}")}
+    half = len(keys) // 2
+    return _values_for_due_times(query, tx, keys[:half]) | _values_for_due_times(query, tx, keys[half:])
 
 
 def _may_attempts_exist(tx: Transaction) -> bool:
@@ -421,7 +426,8 @@ class AttemptsUnderLock:
     busy: set[attempts.Identity] = field(default_factory=set)
     # by attempt, why its record is unreadable
     unreadable: dict[attempts.Identity, tuple[Attempt | None, str]] = field(default_factory=dict)
-    unasked: set[attempts.Identity] = field(default_factory=set)  # attempts in `unreadable` for whose record the condition raises an error
+    # attempts that are in `unreadable` because the condition raises an error for their record
+    unasked: set[attempts.Identity] = field(default_factory=set)
 
     def attempt_of_unreadable_record(self, identity: attempts.Identity) -> AttemptWithFacts | None:
         """Return the attempt if its record is unreadable; None if its record was read. An unreadable record counts as existing, and its
@@ -441,24 +447,24 @@ def lock_and_read_attempts(query: ConditionQuery, tx: Transaction, identities: S
     result = AttemptsUnderLock()
     texts = {identity[2] for identity in identities}
     keys_of = {
-        text: key for text in texts if (key := query.key_from_text_or_none(text)) is not None
+        text: key for text in texts if (key := query.keys.key_from_text_or_none(text)) is not None
     }  # a text that is no valid key belongs to no record
     found: dict[str, tuple[Any, bool]] = {}
     busy: set[str] = set()
     bad: dict[str, str] = {}
-    wanted = list(keys_of.values())
-    if wanted:
-        locked = wanted
-        if tx.database.locks_rows and not query.reads_only_own_row:
-            locked = [tuple(row) for row in tx.connection.execute(query.select_given_keys, query.key_parameters(wanted))]
+    keys = list(keys_of.values())
+    if keys:
+        locked = keys
+        if tx.database.locks_rows and not query.selects.reads_only_own_row:
+            locked = [tuple(row) for row in tx.connection.execute(query.keys.select_given_keys, query.keys.key_parameters(keys))]
         if locked:
             for record, holds in _load_with_condition(query, tx, locked, bad):
-                found[query.record_text(query.key_of_record(record))] = (record, bool(holds))
+                found[query.keys.record_text(query.keys.key_of_record(record))] = (record, bool(holds))
             tx.note_claimed([record for record, _ in found.values()], query.mapper.tables)
-        if tx.database.locks_rows and len(found) < len(wanted):
+        if tx.database.locks_rows and len(found) < len(keys):
             missing = {key for text, key in keys_of.items() if text not in found and text not in bad}
-            busy = {query.record_text(key) for key in _keys_locked_by_others(query, tx, missing)}
-    # The transaction that has locked a busy record may lock the record's attempts too: waiting for those locks could be a deadlock.
+            busy = {query.keys.record_text(key) for key in _keys_locked_by_others(query, tx, missing)}
+    # The transaction that has locked a busy record may lock the record's attempts too. Waiting for those locks could cause a deadlock.
     ours = [text for text in texts if text not in busy]
     by_record = attempts.attempts_deciding_claim(tx, query, ours, lock=True)
     due_now = _due_times_by_text(query, tx, [record for record, _ in found.values()])
@@ -477,13 +483,13 @@ def lock_and_read_attempts(query: ConditionQuery, tx: Transaction, identities: S
         by_now = due_now.get(text)
         undue = by_now if isinstance(by_now, OutsideCalendarError) else None
         now_due = None if isinstance(by_now, OutsideCalendarError) else by_now
-        due = query.due_time_in_occurrence(occurrence) or now_due
+        due = query.occurrences.due_time_in_occurrence(occurrence) or now_due
         late = due is not None and spec.due is not None and spec.due.is_expired(due, tx.now)
         facts = Facts(exists=record is not None, holds=holds and same, expired=late)
         others = blocking.find_blocking_attempt(spec.app, spec.name, occurrence, by_record.get(text, ()), **kept_out_by)
         standing = attempts.find_by_identity(by_record, identity)
         if undue is not None and standing is not None and standing.state is State.FAILED and facts.holds:
-            # a reaction cannot be carried out for a record whose due time is unknown
+            # The failed attempt cannot be retried: nobody knows whether the record is due, since its due time cannot be computed.
             result.unreadable[identity] = standing, f"its due time cannot be computed: {undue}"
             continue
         early = now_due is not None and now_due > tx.now
@@ -495,49 +501,49 @@ def lock_and_read_attempts(query: ConditionQuery, tx: Transaction, identities: S
 def _due_times_by_text(query: ConditionQuery, tx: Transaction, records: Sequence[Any]) -> dict[str, datetime | OutsideCalendarError]:
     if query.timing is None:
         return {}
-    texts = [query.record_text(query.key_of_record(record)) for record in records]
+    texts = [query.keys.record_text(query.keys.key_of_record(record)) for record in records]
     return {text: due for text, due in zip(texts, due_times(query, tx, records), strict=True) if due is not None}
 
 
 def is_present_occurrence(query: ConditionQuery, occurrence: str, record: Any) -> bool:
-    """Return whether this text stands for the record's present occurrence (the values that tell one round of a record from the next)."""
+    """Return whether this text is that of the record's present occurrence (the part of its state that makes it a new event)."""
     try:
-        return query.is_same_occurrence(occurrence, query.occurrence_text(record))
+        return query.occurrences.means_occurrence(occurrence, query.occurrences.occurrence_text(record))
     except (OverflowError, GroundstateError):  # an occurrence without a text form is stored in its attempt as an empty text
         return occurrence == ""
 
 
-def load_with_condition(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey]) -> list[Any]:
-    """Return, for each of these records, which this transaction has locked, one row: the loaded record, and whether its condition holds.
-    Records that cannot be loaded are left out.
+def load_with_condition(query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey]) -> list[Any]:
+    """Return one row for each of these records: the loaded record, and whether its condition holds. Records that cannot be loaded are left
+    out. The caller's transaction must have locked the records.
     """
-    return _load_with_condition(query, tx, wanted, {})
+    return _load_with_condition(query, tx, keys, {})
 
 
-def _load_with_condition(query: ConditionQuery, tx: Transaction, wanted: Sequence[PrimaryKey], bad: dict[str, str]) -> list[Any]:
+def _load_with_condition(query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey], bad: dict[str, str]) -> list[Any]:
     """Return one row for each of these records: the loaded record, and whether its condition holds. For a record that cannot be loaded, put
     the reason into `bad` instead, under the text of the record's key.
     """
     try:
         with _savepoint_for_raising_condition(query, tx), running_user_code():
-            return list(tx.session.execute(query.select_given_records_with_truth, query.key_parameters(wanted)).unique())
+            return list(tx.session.execute(query.selects.select_given_records_with_truth, query.keys.key_parameters(keys)).unique())
     except Exception as error:
         in_vain = _condition_raised_for_a_row(query, error)
         if not (in_vain or db_errors.is_record_load_error(error)):
             raise
-        if len(wanted) == 1 and _stored_key(query, tx, wanted[0]) is None:
+        if len(keys) == 1 and _stored_key(query, tx, keys[0]) is None:
             return []
-        if len(wanted) == 1 and in_vain and isinstance(error, DBAPIError):
-            query.exclude_raising_row(wanted[0])
+        if len(keys) == 1 and in_vain and isinstance(error, DBAPIError):
+            query.exclude_raising_row(keys[0])
             words = (
-                _unreadable_message(query, tx, wanted[0], error)
+                _unreadable_message(query, tx, keys[0], error)
                 if db_errors.is_text_encoding_error(error)
                 else why_record_not_evaluable(error)
             )
-            bad[query.record_text(wanted[0])] = words
+            bad[query.keys.record_text(keys[0])] = words
             return []
-        if len(wanted) == 1:
-            bad[query.record_text(wanted[0])] = _unreadable_message(query, tx, wanted[0], error)
+        if len(keys) == 1:
+            bad[query.keys.record_text(keys[0])] = _unreadable_message(query, tx, keys[0], error)
             return []
-    half = len(wanted) // 2
-    return _load_with_condition(query, tx, wanted[:half], bad) + _load_with_condition(query, tx, wanted[half:], bad)
+    half = len(keys) // 2
+    return _load_with_condition(query, tx, keys[:half], bad) + _load_with_condition(query, tx, keys[half:], bad)

@@ -24,7 +24,7 @@ log = logging.getLogger("groundstate")
 
 @dataclass(frozen=True)
 class _ClockReading:
-    """A time shown by the database's clock, and what `Clock.boot` showed before the query for it and after its answer."""
+    """One reading of the database's clock (`shown`), with `Clock.uptime_s` before the query was sent and after its answer."""
 
     shown: datetime
     asked_s: float
@@ -43,7 +43,7 @@ class _ClockReading:
 
 
 class ClockComparison:
-    """Compares the database's clock with one that cannot be set (`Clock.boot`), for one worker incarnation."""
+    """Compares the database's clock with one that cannot be set (`Clock.uptime_s`), for one worker incarnation."""
 
     def __init__(self) -> None:
         self._since: _ClockReading | None = None
@@ -53,7 +53,7 @@ class ClockComparison:
         """Return by how much the database's clock was set ahead (or, if negative, back) since the latest call of `note_times_moved`. Return
         zero for less than `NOTICED`.
 
-        now: the time that the database's clock shows. asked_s, answered_s: seconds of `Clock.boot` before the query for `now` and after its
+        now: the time that the database's clock shows. asked_s, answered_s: `Clock.uptime_s` before the query for `now` and after its
             answer. A pause of this process during the query does not count.
         """
         self._seen = _ClockReading(now, asked_s, answered_s)
@@ -61,7 +61,7 @@ class ClockComparison:
             self._since = self._seen
         least, most = self._seen.least_and_most_gain_since(self._since)
         if least > NOTICED or most < -NOTICED:
-            return most  # of all possible leaps, the one by which the fewest waits count as over
+            return most  # the leap is known only within bounds; with the largest value, no wait ends too early
         if self._seen.duration_s < self._since.duration_s:
             self._since = self._seen  # the query took less time than the earlier one, so this reading is more exact
         return timedelta()
@@ -84,7 +84,7 @@ def move_times_with_clock(tx: Transaction, incarnation: int, by: timedelta) -> N
     mine = (table.c.worker == incarnation, table.c.state.in_([State.BEGUN.value, State.DOUBT.value]))
     try:
         some = attempts.fetch_attempts(tx.connection, attempts.select_attempts(*mine))
-    except Illegible:  # unreadable rows are mended later; times that are left as they are make no call seem older than it is
+    except Illegible:  # a row is unreadable, and is mended later; until then only deadlines in the past are moved
         tx.connection.execute(update(table).where(*mine, table.c.deadline < tx.now).values(deadline=tx.now))
     else:
-        attempts.save(tx.connection, [(one, with_times_adjusted(one, by, tx.now)) for one in some])
+        attempts.update_attempts(tx.connection, [(one, with_times_adjusted(one, by, tx.now)) for one in some])

@@ -45,15 +45,15 @@ class _Row:
     @property
     def unreadable_cells(self) -> list[RawCell]:
         """Return the cells that cannot be read and may be overwritten. The state is never among them, since an unknown state is kept."""
-        return [cell for cell in self.cells.values() if not cell.is_readable and cell.column.name != "state"]
+        return [cell for cell in self.cells.values() if not cell.has_expected_type and cell.column.name != "state"]
 
     @property
     def _state_is_known(self) -> bool:
         return self.cells["state"].text in _STATES
 
     def to_attempt(self) -> Attempt:
-        """Return the Attempt that stands for this row. It is held, and unsure unless the readable cells rule out that its call was made. If
-        only free text (`_WORDS`) is unreadable, the state stays as it is.
+        """Return the Attempt that stands for this row. It is held. It also counts as unsure (its call may have been made), except if the
+        readable cells show that no call was made. If only free text (`_WORDS`) is unreadable, the state stays as it is.
         """
         values = {name: self._readable_value(cell) for name, cell in self.cells.items()}
         wrong = [cell for cell in self.unreadable_cells if cell.column.name not in _WORDS]
@@ -76,12 +76,12 @@ class _Row:
 
     def _may_have_been_called(self) -> bool:
         state, unsure, calls = (self.cells[name] for name in ("state", "unsure", "call_no"))
-        surely_not = unsure.is_readable and unsure.value() is False
-        none_begun = calls.is_readable and calls.value() == 0
+        surely_not = unsure.has_expected_type and unsure.value() is False
+        none_begun = calls.has_expected_type and calls.value() == 0
         return not (surely_not and (none_begun or state.text in (State.FAILED, State.HELD)))
 
     def _readable_value(self, cell: RawCell) -> Any:
-        if cell.is_readable:
+        if cell.has_expected_type:
             return cell.value()
         if cell.column.name == "begun_with":
             return None  # None: how the call was begun is no longer known
@@ -129,7 +129,7 @@ def mend_unreadable_rows(incarnation: Incarnation) -> int:
     rewritten.
     """
     count = 0
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         raw = select(*raw_cells.select_raw_columns(tx.database, _COLUMNS)).select_from(tables.attempt)
         for row in _read_rows(tx.connection, raw, tx.database.dice):
             if row.unreadable_cells:
@@ -157,8 +157,8 @@ def _unreadable_cells_in_words(incarnation: Incarnation, row: _Row) -> str:
 
 
 def _set_missing_times(tx: Transaction) -> int:
-    """Set `next_at` to now for failed attempts and attempts in doubt that have no time in it: they would never be tried again. Return how
-    many.
+    """Set `next_at` to now for failed attempts and attempts in doubt whose `next_at` is empty, since they would never be tried again.
+    Return how many were changed.
     """
     table = tables.attempt
     found = tx.connection.execute(update(table).where(WITHOUT_TIME).values(next_at=tx.now)).rowcount
@@ -181,7 +181,7 @@ def _mend_other_table(tx: Transaction, table: Table, instead: dict[str, Any]) ->
     count = 0
     for raw in tx.connection.execute(select(*raw_cells.select_raw_columns(tx.database, of)).select_from(table)).all():
         row = {cell.column.name: cell for cell in raw_cells.cells_of_row(of, raw)}
-        faults = [cell for cell in row.values() if not cell.is_readable]
+        faults = [cell for cell in row.values() if not cell.has_expected_type]
         if not faults:
             continue
         count += 1
@@ -191,11 +191,12 @@ def _mend_other_table(tx: Transaction, table: Table, instead: dict[str, Any]) ->
             ", ".join(cell.description for cell in faults),
             extra={"event": "row_illegible", "table": table.name},
         )
-        if "id" in row and not row["id"].is_readable:
+        if "id" in row and not row["id"].has_expected_type:
             tx.connection.execute(delete(table).where(_where_row_is(table, row)))
             continue
         values = {cell.column.name: instead.get(cell.column.name, _fallback_value(cell)) for cell in faults}
-        values["wrote"] = None  # in a savepoint, `wrote` cannot equal the row's `xmin`; NULL means unknown
+        # This runs in a savepoint, whose own number becomes the row's `xmin`. So no number in `wrote` could match it; NULL means unknown.
+        values["wrote"] = None
         _update_row(tx, table, row, values, "name" if "name" in row else "host", " (edited)")
     return count
 
@@ -232,6 +233,6 @@ def read_worker_rows(database: Database, connection: Connection) -> list[dict[st
     of = list(tables.worker.columns)
     for raw in connection.execute(select(*raw_cells.select_raw_columns(database, of)).select_from(tables.worker)):
         row = {cell.column.name: cell for cell in raw_cells.cells_of_row(of, raw)}
-        if row["id"].is_readable:
-            found.append({name: cell.value() if cell.is_readable else None for name, cell in row.items()})
+        if row["id"].has_expected_type:
+            found.append({name: cell.value() if cell.has_expected_type else None for name, cell in row.items()})
     return found

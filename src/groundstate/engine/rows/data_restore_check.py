@@ -1,8 +1,8 @@
 """Notices on PostgreSQL that something other than groundstate wrote our rows: the data may have been restored from a backup (hazard 46).
 
 An ALTER TABLE that rewrites the table, or an UPDATE by hand, leaves the same sign as a restore, so no attempt is put in doubt because of
-it. Instead, reactions with a call wait until a person says what it was: by `groundstate trust`, or by a start with --after-restore.
-Reactions without a call go on.
+it. Instead, reactions with a call wait until a person says whether it was a restore: by `groundstate trust`, or by a start with
+--after-restore. Reactions without a call go on.
 
 The sign can be in our own row of groundstate_reaction and in the rows of worker incarnations. A start that sees it marks the reactions of
 every app, because rows of incarnations are deleted after a while, and because a person answers for one app only.
@@ -49,7 +49,7 @@ class Waiting:
     names: frozenset[str] = frozenset()
     all_of_them: bool = False
 
-    def names_among(self, specs: Iterable[ReactionSpec]) -> frozenset[str]:
+    def names_of_waiting(self, specs: Iterable[ReactionSpec]) -> frozenset[str]:
         """Return the names of the given reactions that wait. A reaction without a call never waits."""
         return frozenset(spec.name for spec in specs if spec.call is not None and (self.all_of_them or spec.name in self.names))
 
@@ -58,8 +58,8 @@ NOBODY = Waiting()
 
 
 def can_show_restore(database: Database) -> bool:
-    """Return whether our rows can show a restore on this database, by having been written by something else. True on PostgreSQL, unless the
-    app declares that a failover of its server loses no commit.
+    """Return whether our rows on this database can show that a backup was restored: they show it if something other than groundstate wrote
+    them. True on PostgreSQL, unless the app declares that a failover of its server loses no commit.
     """
     return database.locks_rows and database.settings.failover != "lossless"
 
@@ -83,12 +83,12 @@ def mark_and_list_waiting_reactions(incarnation: Incarnation, specs: Iterable[Re
     with incarnation.database.reading() as connection:
         seen = find_waiting_reactions(incarnation.database, connection, incarnation.app)
     if not seen.all_of_them:
-        return seen.names_among(given)
-    with incarnation.transaction() as tx:
+        return seen.names_of_waiting(given)
+    with incarnation.open_transaction() as tx:
         mark_reactions_if_restored(tx)
         known = set(tx.connection.execute(select(reaction.c.name).where(reaction.c.app == incarnation.app)).scalars())
         key_names = {spec.name: spec.key_name or spec.name for spec in given}
-        for name in sorted(seen.names_among(given) - known):
+        for name in sorted(seen.names_of_waiting(given) - known):
             # The row of this reaction is missing, since the reaction was accepted after the backup was taken. Insert a row with a
             # condition that matches nothing, so that the reaction counts as new.
             row = {
@@ -100,7 +100,7 @@ def mark_and_list_waiting_reactions(incarnation: Incarnation, specs: Iterable[Re
                 "seen_at": tx.now,
             }
             tx.connection.execute(insert(reaction).values(**row, wrote=WAITS))
-    return seen.names_among(given)
+    return seen.names_of_waiting(given)
 
 
 def mark_reactions_if_restored(tx: Transaction) -> None:
@@ -129,8 +129,8 @@ def record_answer(tx: Transaction, *those: ColumnElement[bool]) -> list[str]:
 
 
 def enable_restore_sign(incarnation: Incarnation) -> None:
-    """Fill in the column `wrote` of our own row if an older version left it empty, so that the row can show a restore from now on. If the
-    app declares that a failover loses no commit, remove any sign of a restore.
+    """Fill in the column `wrote` of our own row if an older version left it empty, so that a later restore of the data can be detected.
+    But if the app declares that a failover loses no commit, clear everything by which a restore is detected.
 
     Call it on PostgreSQL only.
     """
@@ -138,7 +138,7 @@ def enable_restore_sign(incarnation: Incarnation) -> None:
     with incarnation.database.reading() as connection:
         says_nothing, tells = connection.execute(select(silent, _TELLS)).one()
     if says_nothing or (tells and not can_show_restore(incarnation.database)):
-        with incarnation.transaction() as tx:
+        with incarnation.open_transaction() as tx:
             tx.connection.execute(update(reaction).where(OWN_ROW, reaction.c.wrote.is_(null())).values(wrote=THIS_TRANSACTION))
             if not can_show_restore(incarnation.database):
                 record_answer(tx, reaction.c.app == incarnation.app)

@@ -20,12 +20,12 @@ from groundstate.values.answers import IdempotencyKey, Occurrence, ReactionConte
 
 
 def read_clocks(clock: Clock) -> tuple[float, float]:
-    """Return a pair of clock readings in seconds: of a clock that goes on while the host is suspended, and of the wall clock (hazard 5)."""
-    return clock.boot(), clock.wall()
+    """Return two clock readings in seconds: one of a clock that also runs while the host is suspended, one of the wall clock (hazard 5)."""
+    return clock.uptime_s(), clock.wall()
 
 
 def seconds_since_clocks(before: tuple[float, float], clock: Clock) -> float:
-    """Return the seconds that have passed since `before`, an earlier result of `read_clocks`: the greater number of its two clocks."""
+    """Return the seconds since `before`, an earlier result of `read_clocks`. If its two clocks disagree, return the greater number."""
     boot, wall = read_clocks(clock)
     return max(boot - before[0], wall - before[1])
 
@@ -80,7 +80,7 @@ class InFlightCall:
         """Return when the lookup was sent, as a time of the database's clock. now: what that clock shows; it may have been set back
         since.
         """
-        asked_at, at_latest = self.asked_at or now, now - timedelta(seconds=self.query.database.clock.boot() - self.begun[0])
+        asked_at, at_latest = self.asked_at or now, now - timedelta(seconds=self.query.database.clock.uptime_s() - self.begun[0])
         return at_latest if asked_at - at_latest > NOTICED else asked_at
 
     def may_go_out(self) -> bool:

@@ -21,17 +21,15 @@ from groundstate.clock import Clock, SeededDice
 from groundstate.engine.rows import clock_jumps
 from groundstate.engine.rows.begin_count import StoreBegins
 from groundstate.engine.rows.limited_logging import LimitedLines
-from groundstate.engine.rows.lines_after_commit import LinesAfterCommit
 from groundstate.engine.rows.traceback_log import Tracebacks
-from groundstate.engine.sql import transaction
+from groundstate.engine.sql import db_errors, transaction
 from groundstate.engine.sql.call_write_guard import REDACT_CURE, refusing_writes
 from groundstate.engine.sql.calls_in_air import InFlightCalls
 from groundstate.engine.sql.db_errors import Illegible, LockSessionEnded, OtherServer, RowRewritten
-from groundstate.engine.sql.handler_times import HandlerTimes
 from groundstate.engine.sql.raw_cells import possible_incarnation_ids
 from groundstate.engine.sql.record_cycles import RecordCycles
 from groundstate.engine.sql.safe_text import reraise_keyboard_interrupt
-from groundstate.engine.sql.transaction import Transaction
+from groundstate.engine.sql.transaction import HandlerTimes, Transaction
 from groundstate.rules.poison_suspects import Care
 from groundstate.store import tables
 from groundstate.store.port import Database, Liveness, Witness
@@ -41,12 +39,57 @@ from groundstate.values.errors import LifeTakenError, StoreRefusedError, WentBac
 log = logging.getLogger("groundstate")
 ERROR_LENGTH = 2000
 OUTCOME_LENGTH = 20_000
+Line = Callable[[], object]
+
+
+@dataclass
+class LinesAfterCommit:
+    """The log lines about the changes of one worker's open transaction. They are written after its commit, and dropped after a rollback. So
+    no line is untrue, and work that is repeated is logged once. Must be used only by the thread that runs the worker's transactions.
+    """
+
+    _waiting: list[tuple[Line, bool]] | None = field(default=None, repr=False)  # pairs (line, only_trace); None if no transaction is open
+    _commits: bool = False  # whether only the commit of the open transaction is left to do
+
+    def log(self, line: Line, *, only_trace: bool = False) -> None:
+        """Call `line`, a function that writes a log line, after the commit of the open transaction; call it at once if no transaction is
+        open.
+
+        only_trace: whether nothing but this line records the event, for example that an outcome was dropped. Such a line is written even if
+            nobody knows whether the commit succeeded.
+        """
+        if self._waiting is None:
+            line()
+        else:
+            self._waiting.append((line, only_trace))
+
+    def note_commit_is_next(self) -> None:
+        """Note that only the commit of the open transaction is left to do."""
+        self._commits = True
+
+    @contextmanager
+    def hold_lines_until_commit(self) -> Iterator[None]:
+        """Run one transaction in the block. Its lines are written at the end of the block, and dropped if the block raises."""
+        waiting = self._waiting = []
+        self._commits = False
+        lines: list[Line] = []
+        try:
+            yield
+            lines = [line for line, _ in waiting]
+        except BaseException as error:
+            if self._commits and db_errors.is_no_fault_of_record(error):
+                lines = [line for line, only_trace in waiting if only_trace]
+            raise
+        finally:
+            self._waiting = None
+            for line in lines:
+                line()
 
 
 @dataclass
 class Incarnation:
-    """What everything that a worker carries out needs: the store, the identity of the worker, and whether this worker still holds its
-    lock.
+    """One run of a worker, from taking its lock to losing it. All work of the worker uses this object, to reach the store, to identify the
+    worker, and to know whether the worker still holds its lock.
     """
 
     app: str
@@ -59,14 +102,15 @@ class Incarnation:
     id: int = field(init=False)  # a random number of 62 bits
     sound: bool = False  # whether this incarnation certainly holds its lock; while False, no call is sent
     begins: int = 0
-    told: int = 0  # number of begun calls that the database returned when it was last increased, committed or not
+    # number of begun calls, as the database returned it at the latest increase, whether or not that increase was committed
+    told: int = 0
     others_wrote: bool = False
     care: Care = field(default_factory=Care)
     dice: SeededDice = field(init=False)  # random numbers for jitter, seeded with `id`
-    key_names: dict[str, str] = field(default_factory=dict)  # by reaction, the name of which its idempotency keys are made (hazard 62)
+    key_names: dict[str, str] = field(default_factory=dict)  # by reaction, the name from which its idempotency keys are made (hazard 62)
     pace: clock_jumps.ClockComparison = field(default_factory=clock_jumps.ClockComparison)
     steps_back: int = 0  # how often the database's clock was seen to be set back
-    server: str | None = None  # identity of the server that holds the lock; None before `begin`, and on SQLite
+    server: str | None = None  # identity of the server that holds the lock; None before the lock is taken, and on SQLite
     server_start: str | None = None  # start time of that server, as a text, as in this incarnation's row
     # by start time of a server: the monotonic seconds at which this worker last took its lock on that server
     met: dict[str, float] = field(default_factory=dict)
@@ -74,7 +118,7 @@ class Incarnation:
     lost_at: float | None = None  # monotonic seconds at which this worker lost its lock; None while it holds the lock
     over: bool = False  # whether this incarnation must end, even if its lock could be taken again
     air: InFlightCalls = field(default_factory=InFlightCalls)  # shared by all incarnations of this worker
-    unknown_states: set[tuple[object, ...]] = field(default_factory=set)  # attempts with an unknown state that was logged
+    unknown_states: set[tuple[object, ...]] = field(default_factory=set)  # attempts whose unknown state has been logged
     rings: RecordCycles = field(default_factory=RecordCycles)  # shared by all incarnations of this worker
     lines: LimitedLines = field(default_factory=LimitedLines)  # shared by all incarnations of this worker
     # log lines of the open transaction, to be written after its commit
@@ -83,10 +127,11 @@ class Incarnation:
     awaits_until: float | None = None
     taken: int = 0  # how often this incarnation has taken its lock
     past: set[int] = field(default_factory=set)  # ids of earlier incarnations of this worker whose rows may still exist
-    suspects: set[str] = field(default_factory=set)  # reactions whose latest calls may be missing in a database that was put back
+    suspects: set[str] = field(default_factory=set)  # reactions whose latest calls a restored database may lack
     redact_failed: bool = False  # whether it was logged that the user's `redact` raised an exception
     at_work: str | None = None  # name of the reaction whose handlers run now; None if none run
-    handlers: HandlerTimes = field(default_factory=HandlerTimes)  # how long handlers took in the open or else the latest transaction
+    # how long handlers took in the open transaction, or in the latest one if none is open
+    handlers: HandlerTimes = field(default_factory=HandlerTimes)
     waiting: frozenset[str] = frozenset()  # reactions that wait until a person says whether a backup was put back
     tracebacks: Tracebacks = field(init=False)  # tracebacks of handlers' exceptions, for the log
     # counts all calls ever begun on this store; None on PostgreSQL, which does not need it
@@ -110,11 +155,11 @@ class Incarnation:
         """
         return self.id, self.taken
 
-    def begin(self) -> None:
+    def take_lock_and_insert_row(self) -> None:
         """Take the lock, then write the row which says that this incarnation began. Raises StoreRefusedError."""
         self._take_lock()
         try:
-            with self.transaction() as tx:
+            with self.open_transaction() as tx:
                 row = {"id": self.id, "app": self.app, "host": socket.gethostname(), "pid": os.getpid(), "began_at": tx.now, "begins": 0}
                 tx.connection.execute(insert(tables.worker).values(**row, server=self.server_start))
         except OtherServer as error:
@@ -127,7 +172,7 @@ class Incarnation:
             self.witness.write(self.id, 0)
         self.sound = True
 
-    def resume(self) -> bool:
+    def retake_lost_lock(self) -> bool:
         """Take the lost lock again under the same id, so that this incarnation and its calls go on. The caller sets `sound`.
 
         Call it when other workers may have lost their locks at the same time: the server was restarted or replaced, or all connections to
@@ -145,7 +190,7 @@ class Incarnation:
             self._take_lock()
         except LifeTakenError:
             raise
-        except StoreRefusedError:  # a server that is a standby, or a connection pooler, would refuse a new incarnation too
+        except StoreRefusedError:  # a standby server, or a connection through a pooler, cannot be used by a new incarnation either
             return False
         try:
             going_on = self._write_server_and_check_row()
@@ -171,24 +216,24 @@ class Incarnation:
         says that it ended, or counts fewer calls than it began.
         """
         mine = (tables.worker.c.id == self.id, tables.worker.c.ended_at.is_(None), tables.worker.c.begins >= self.begins)
-        with self.transaction() as tx:
+        with self.open_transaction() as tx:
             return tx.connection.execute(update(tables.worker).where(*mine).values(server=self.server_start)).rowcount > 0
 
     @contextmanager
-    def transaction(self, *, wait: timedelta | None = None) -> Iterator[Transaction]:
+    def open_transaction(self, *, wait: timedelta | None = None) -> Iterator[Transaction]:
         """Open a transaction that writes, and check first whether the database's clock was set ahead or back. On SQLite, also notice
         whether another connection has written since the previous transaction. Log lines passed to `after_commit` are written once the
         transaction is committed.
         """
         embedded = not self.database.locks_rows
-        started, asked_s = self.clock.monotonic(), self.clock.boot()
-        with self.after_commit.wrap_transaction(), transaction.writing_transaction(self.database, self.app, wait=wait) as tx:
+        started, asked_s = self.clock.monotonic(), self.clock.uptime_s()
+        with self.after_commit.hold_lines_until_commit(), transaction.writing_transaction(self.database, self.app, wait=wait) as tx:
             waited_s = self.clock.monotonic() - started  # time spent waiting for SQLite's write lock, or for the server
-            if embedded and self.database.has_someone_written():  # checked under the write lock, so what was written was not written by us
+            if embedded and self.database.has_someone_written():  # this transaction has the write lock, so another connection wrote
                 self.others_wrote = True
             tx.air, tx.rings, self.handlers = self.air, self.rings, tx.handlers
             self._check_server(tx.server)
-            leapt = self.pace.measure_leap(tx.now, asked_s, self.clock.boot())
+            leapt = self.pace.measure_leap(tx.now, asked_s, self.clock.uptime_s())
             if leapt:
                 clock_jumps.move_times_with_clock(tx, self.id, leapt)
             yield tx
@@ -218,14 +263,14 @@ class Incarnation:
         """Raise OtherServer if this transaction runs on a server that does not hold the lock, and LockSessionEnded if the database session
         that holds the lock has ended. In both cases what this worker knows of the database may be out of date.
         """
-        if self.server is None or (server == self.server and (not self.sound or self.liveness.is_held())):
+        if self.server is None or (server == self.server and (not self.sound or self.liveness.has_lock())):
             return
         if server == self.server:
             self.log_lock_lost("the session that held it has ended, and the database is on the same server as before")
             self.sound = False  # no call is sent until the lock is taken again
             raise LockSessionEnded("the session that held the lock of this worker has ended")
         if self.sound:
-            self.sound = False  # set first: no call is begun or concluded on the new server before it is checked what was lost
+            self.sound = False  # set first: the worker must check for lost commits before it begins or concludes any call
             log.error(
                 "the database is on another server now, or its server was restarted: no call is sent until this worker has taken its"
                 " lock there again, or has begun a new incarnation",
@@ -314,9 +359,9 @@ class Incarnation:
         """
         return self.shorten(words, OUTCOME_LENGTH)
 
-    def end(self, *, with_past: bool = False) -> None:
-        """End cleanly: delete the row of this incarnation (`with_past`: and the rows of this worker's earlier incarnations), then free the
-        lock. First put the attempts of calls that are still in flight in doubt.
+    def delete_row_and_free_lock(self, *, with_past: bool = False) -> None:
+        """End cleanly: delete the row of this incarnation, then free the lock. With `with_past`, also delete the rows of this worker's
+        earlier incarnations. The caller must first set the attempts of calls that are still in flight to in doubt.
         """
         try:
             self.delete_row_keep_lock(with_past=with_past)
@@ -324,19 +369,19 @@ class Incarnation:
             self.liveness.release()
 
     def delete_row_keep_lock(self, *, with_past: bool = False) -> None:
-        """Delete the row of this incarnation (`with_past`: and the rows of this worker's earlier incarnations), but keep its lock. Call it
-        while calls in doubt still run: no other worker may settle those calls before they end.
+        """Delete the row of this incarnation, but keep its lock. With `with_past`, also delete the rows of this worker's earlier
+        incarnations. Call it while calls in doubt still run: no other worker may settle those calls before they end.
         """
         self.sound = False
         over = {self.id, *self.past} if with_past else {self.id}
         if self.witness:
             for one in over:
-                self.witness.erase(one)
-        with self.transaction() as tx:
+                self.witness.delete_count_of(one)
+        with self.open_transaction() as tx:
             tx.connection.execute(delete(tables.worker).where(tables.worker.c.id.in_(over)))
 
 
-# Evaluated after the UPDATE. `wrote` is this transaction's id only if nothing else wrote the row since our last write.
+# The UPDATE of `count_begins` returns this. `wrote` is then this transaction's id only if nothing else wrote the row since our last write.
 _ROW_IS_OURS = OnPostgres("coalesce(groundstate_worker.wrote = pg_current_xact_id(), true)", "(1 = 1)", Boolean())
 _APART = (
     "the lock of this worker is on another server than the tables: direct= must lead to the server that the store's own URL leads to"
@@ -354,15 +399,15 @@ def clause_left_to_adopt(incarnation: Incarnation) -> ColumnElement[bool]:
     return or_(attempt.c.state == "begun", and_(attempt.c.state == "doubt", ours))
 
 
-RECONNECT = timedelta(seconds=5)  # how long incarnations have to take their locks again after all of them lost theirs at once
+RECONNECT = timedelta(seconds=5)  # how long incarnations may take to lock again, after all of them lost their locks at once
 
 
 def incarnations_that_may_return(incarnation: Incarnation, dead: Sequence[int]) -> set[int]:
-    """Return those of the incarnations `dead`, whose locks are free, that may still be running and about to take their locks again.
+    """Return the incarnations among `dead` that may still be running and about to take their locks again. All of `dead` have free locks.
 
-    For RECONNECT after this worker took its lock on this server, an incarnation may return whose lock was on another server, or on this one
-    before its restart. If this worker itself lost its lock on this server, every incarnation may return. This worker's own earlier
-    incarnations never do, nor do incarnations whose row says that they ended.
+    They are returned only for a short time (RECONNECT) after this worker took its lock on the present server. In that time, an incarnation
+    may return if its lock was on another server, or on this server before a restart. If this worker itself lost its lock on this server,
+    every other incarnation may return. Incarnations whose row says that they ended, and earlier ones of this worker, never return.
     """
     here = incarnation.server_start
     incarnation.awaits_until = None

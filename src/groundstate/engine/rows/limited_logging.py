@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 
 log = logging.getLogger("groundstate")
-LINES_MOST = 10  # lines of one kind and reaction that are written within WITHIN_S at most
+LINES_MOST = 10  # the most lines of one kind and reaction that are written within WITHIN_S
 WITHIN_S = 60.0
 
 
@@ -56,9 +56,9 @@ class LimitedLines:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, Kind], _LineCounts] = {}
 
-    def may_log(self, reaction: str, kind: Kind, now: float, *, anyhow: bool = False) -> bool:
-        """Count a line, as written or as left out, and return whether the caller may write it now. With `anyhow` the line may always be
-        written.
+    def count_line(self, reaction: str, kind: Kind, now: float, *, anyhow: bool = False) -> bool:
+        """Return whether the caller may write a line of this kind now, and count the line as written or as left out. With `anyhow` the line
+        may always be written.
         """
         counts = self._counts.setdefault((reaction, kind), _LineCounts(now))
         if counts.lines >= LINES_MOST and not anyhow:

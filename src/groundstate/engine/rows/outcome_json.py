@@ -22,13 +22,13 @@ from groundstate.engine.sql.safe_text import describe_exception, reraise_keyboar
 from groundstate.values.errors import ConflictError
 
 REPR = "groundstate_repr"  # JSON key of the outcome's repr
-JSON = "groundstate_json"  # JSON key of the JSON that was made of the outcome; missing if none could be made
+JSON = "groundstate_json"  # the key under which the outcome as JSON is kept; missing if no JSON could be made of the outcome
 BASE64 = "groundstate_base64"  # JSON key of a list that holds one outcome, whose bytes are written as URL-safe base64
 # JSON key whose value is a text: the repr of what loading the JSON gave, or the error if it could not be loaded
 COMES_BACK = "groundstate_comes_back"
 
 _NOTHING = {"groundstate": "stands here to see whether anything is read here"}
-_PROBED_MOST = 200  # JSON keys of one outcome that are tested, at most, for whether its type reads them
+_PROBED_MOST = 200  # for at most so many JSON keys of one outcome, it is tested whether the outcome's type reads the key
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def _alias_arguments() -> dict[str, bool]:
 
 # ---- one outcome -----------------------------------------------------------------------------------------------------------------
 def outcome_to_kept_form(kind: Any, value: Any, *, pen: Pen = PLAIN, given: str | None = None) -> Any:
-    """Return what is kept of one outcome: JSON values that load as an equal outcome, or, if there are none, a dict with the outcome's repr
-    (`REPR`), its JSON (`JSON`), and the repr of the value that this JSON loads as (`COMES_BACK`).
+    """Return what is kept of one outcome: JSON values that load as an equal outcome. If there are none, return a dict with the outcome's
+    repr (`REPR`), its JSON (`JSON`), and the repr of the unequal value that this JSON loads as (`COMES_BACK`).
 
     given: the JSON from which the outcome was loaded, which is tried last; None if the outcome was not loaded from JSON.
     """
@@ -111,9 +111,8 @@ def can_be_kept_as_json(kind: Any, value: Any) -> bool:
 
 
 def _ways_to_write_as_json(kind: Any, value: Any, given: str | None) -> Iterator[Any]:
-    """Yield the outcome written as JSON values in several ways, the best one first: with aliases, by which a model reads its fields; then
-    with field names, for models that use aliases in writing only; then with NaN and infinities; then with bytes as base64; at last the JSON
-    `given`.
+    """Yield the outcome as JSON values in several forms, the best form first: with aliases, by which a model reads its fields; with field
+    names, for models that use aliases only in writing; with NaN and infinities; with bytes as base64; and finally the JSON `given`.
     """
     adapter = _pydantic_adapter(kind)
     ways: list[Callable[[], Any]] = [
@@ -155,10 +154,10 @@ def _write_special_numbers_as_texts(form: Any) -> Any:
 
 
 def _restore_special_numbers(part: Any, plain: Any) -> Any:
-    """Return `part` with null replaced by the NaN or infinity that stands at its place in `plain`. Needed for types such as Any, which
-    would load the text 'NaN' as a text.
+    """Return `part` with each null replaced by the NaN or infinity that `plain` has in the same place. Types such as Any need this, since
+    they would load the text 'NaN' as a text.
 
-    Raises ValueError for a set with such numbers, whose items have no order by which to find the place.
+    Raises ValueError for a set that contains such numbers: its items have no order, so the place of each number is unknown.
     """
     if part is None:
         return plain if isinstance(plain, float) else None
@@ -257,8 +256,8 @@ def _unread_keys(kind: Any, part: Any, value: Any) -> list[str]:
 
 
 def _keys_missing_in_form(form: Any, part: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield the path of each key of the original JSON (`part`) that is lost in `form`, the JSON made anew of the value that was loaded from
-    `part`. A key with null does not count as lost.
+    """Yield the path of each key of the original JSON (`part`) that is missing in `form`. `form` is the JSON made from the value that was
+    loaded from `part`. A key whose value is null does not count as missing.
     """
     if isinstance(part, dict):
         for name, value in part.items():
@@ -320,8 +319,8 @@ def without_outcome(written: str | None, concluded: Any, *, pen: Pen = PLAIN) ->
 
 
 def _comparison_text(part: Any) -> str:
-    """Return a text of JSON values; the texts of two outcomes are equal exactly if the outcomes are. Comparing the values themselves would
-    not do: in Python, 1, True and 1.0 are equal.
+    """Return a text of JSON values; the texts of two outcomes are equal exactly if the outcomes are. Comparing the values themselves is
+    not exact enough: in Python, 1, True and 1.0 are equal.
     """
     return json.dumps(part, sort_keys=True)
 
@@ -353,8 +352,8 @@ def is_text_only(part: Any) -> bool:
 
 
 def note_if_only_text_was_kept(why: str, written: str, *, last: bool = True) -> str:
-    """Return the text `why`, the reason why an attempt is held. If only a text was kept of its last outcome (with `last=False`: of its
-    first outcome), a note about that is added.
+    """Return the text `why`, the reason why an attempt is held. If only a text was kept of the attempt's last outcome (or, with
+    `last=False`, of its first outcome), add a note that says so.
     """
     part = _parse_outcomes(written)[-1 if last else 0]
     if not is_text_only(part):

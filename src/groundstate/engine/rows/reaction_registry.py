@@ -18,7 +18,9 @@ from sqlalchemy.exc import DBAPIError
 from groundstate.engine.rows import attempt_text, attempts
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.sql import raising_rows
-from groundstate.engine.sql.condition_query import ConditionQuery, condition_from_text, sql_table_name
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.condition_texts import condition_from_text
+from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.rules import blocking
 from groundstate.rules.specs import ReactionSpec
 from groundstate.store import tables
@@ -29,7 +31,7 @@ from groundstate.values import keys
 log = logging.getLogger("groundstate")
 BASELINE = blocking.BASELINE
 MATCHES_NOTHING = (
-    "1 = 0"  # stored as the condition of a reaction whose row a restore lost: since nothing matches, the reaction counts as new
+    "1 = 0"  # stored as the condition of a reaction whose row a restore has removed: it matches nothing, so the reaction counts as new
 )
 COUNTED_MAX = 100_000  # rows: counting stops at this number, and 'at least' is shown
 
@@ -55,11 +57,11 @@ class Known:
 
     def is_accepted_as(self, query: ConditionQuery) -> bool:
         """Return whether the condition, table and key of the reaction in this version of the application are the accepted ones."""
-        return self.condition == query.condition_text and not self.has_other_records(query)
+        return self.condition == query.texts.condition_text and not self.has_other_records(query)
 
     def has_other_records(self, query: ConditionQuery) -> bool:
-        """Return whether the reaction was accepted with another table or key. Then nothing shows which of its present records a call was
-        made for.
+        """Return whether the reaction was accepted with another table or key. If so, its attempts do not show for which of its present
+        records a call was made.
         """
         return self.record is not None and self.record != query.spec.record_kind
 
@@ -212,7 +214,8 @@ def _parse_earlier(written: object) -> tuple[str, ...]:
 def _parse_time(written: object) -> datetime | None:
     """Return the time that this value stands for; None if the value is invalid, which a person's edit can cause."""
     try:
-        return keys.parse_value(str(written).replace(" ", "T", 1), datetime)  # type: ignore[no-any-return]  # it returns a value of the type that it is given
+        # `parse_value` returns a value of the given type, here a datetime.
+        return keys.parse_value(str(written).replace(" ", "T", 1), datetime)  # type: ignore[no-any-return]  # declared as Any
     except (ValueError, OverflowError):
         return None
 
@@ -226,12 +229,12 @@ def split_newcomers(
     """Find the reactions that are new or changed. Return a pair: those that match no existing rows, which can be accepted without a
     question, and those that a person must accept.
 
-    A reaction of an older version of the application is in neither list if its condition was accepted before the present one and matches no
-    further rows. So the start of an older version does not take back what a newer version had accepted. This holds for a day, the longest
-    that a deployment is expected to take.
+    An older version of the application does not take back what a newer version had accepted. So a reaction is in neither list if its
+    condition was accepted before the condition that is accepted now, and matches no row that the latter does not match. This holds for a
+    day, the longest that a deployment is expected to take.
 
-    A reaction whose condition the database cannot evaluate is in neither list: `unasked` is called with it, the error, and the reason as a
-    text.
+    A reaction whose condition the database cannot evaluate is in neither list. Instead, `unasked` is called with the condition query, the
+    error, and the reason as a text.
     """
     silent: list[ConditionQuery] = []
     loud: list[UnacceptedReaction] = []
@@ -251,8 +254,8 @@ def split_newcomers(
 
 
 def find_newcomer(connection: Connection, query: ConditionQuery, before: Known | None) -> UnacceptedReaction:
-    """Return what a person is asked about a new or changed reaction. Its `rows` is 0 if the reaction matches no rows that existed before
-    it.
+    """Return what a person is asked about a new or changed reaction. In the result, `rows` is the number of existing rows that newly
+    match.
 
     A row that has an attempt of this reaction (or a baseline) does not count: the reaction was begun for it, or a person decided about it.
     """
@@ -260,22 +263,22 @@ def find_newcomer(connection: Connection, query: ConditionQuery, before: Known |
     if before is not None and before.has_other_records(query):
         return _newcomer_with_other_table_or_key(connection, query, before)
     newly = newly_matching_clauses(connection, query, before)
-    both = _can_tell_rows_of_both(before, newly)
-    if query.has_own_attempt is not None:
-        newly = (*newly, not_(query.has_own_attempt))
-    rows = count_records(connection, query, query.condition_and_due, *newly)
+    both = _can_select_rows_of_both_conditions(before, newly)
+    if query.attempts.has_own_attempt is not None:
+        newly = (*newly, not_(query.attempts.has_own_attempt))
+    rows = count_records(connection, query, query.condition.holds_and_is_due, *newly)
     changed = before is not None and before.condition != MATCHES_NOTHING
     told = UnacceptedReaction(spec.name, rows, changed, both=both, older=is_older(connection, query, before))
     if not rows or spec.call is None:
         return told
     suspect = before is not None and before.suspect
-    calls = 0 if suspect else count_records(connection, query, query.condition_and_due, query.has_no_own_attempt, *newly)
+    calls = 0 if suspect else count_records(connection, query, query.condition.holds_and_is_due, query.attempts.has_no_own_attempt, *newly)
     becomes = attempt_text.describe_accepting_in_doubt(spec.terms, _count_in_words(calls))
     return replace(told, calls=calls, call=spec.call.function.name, in_doubt=becomes, suspect=suspect)
 
 
 def _newcomer_with_other_table_or_key(connection: Connection, query: ConditionQuery, before: Known) -> UnacceptedReaction:
-    spec, rows = query.spec, count_records(connection, query, query.condition_and_due)
+    spec, rows = query.spec, count_records(connection, query, query.condition.holds_and_is_due)
     standing = select(func.count()).where(tables.attempt.c.app == spec.app, tables.attempt.c.reaction == spec.name)
     told = UnacceptedReaction(
         spec.name,
@@ -296,20 +299,22 @@ def is_older(connection: Connection, query: ConditionQuery, before: Known | None
     """Return whether this condition had been accepted and, less than a day ago, another condition was accepted after it. Then this may be
     an older version of the application, still running beside a newer one during a deployment.
     """
-    if before is None or query.condition_text not in before.earlier:
+    if before is None or query.texts.condition_text not in before.earlier:
         return False
     now: datetime = connection.execute(select(query.database.now())).scalar_one()
     return before.seen_at is None or now - before.seen_at < SIDE_BY_SIDE
 
 
 def may_start_as_older_code(connection: Connection, query: ConditionQuery, before: Known | None) -> bool:
-    """Return whether this may be an older version of the application, as `is_older` says, which starts without a question: the database
-    must be able to tell which rows both its condition and the accepted one match.
+    """Return whether the reaction may start without a question to a person, since this is probably an older version of the application
+    (`is_older`). The database must also be able to tell which rows match both this condition and the accepted one.
     """
-    return is_older(connection, query, before) and _can_tell_rows_of_both(before, newly_matching_clauses(connection, query, before))
+    return is_older(connection, query, before) and _can_select_rows_of_both_conditions(
+        before, newly_matching_clauses(connection, query, before)
+    )
 
 
-def _can_tell_rows_of_both(before: Known | None, newly: Sequence[object]) -> bool:
+def _can_select_rows_of_both_conditions(before: Known | None, newly: Sequence[object]) -> bool:
     """Return whether the database can tell which records the accepted condition matches too. newly: the result of
     `newly_matching_clauses`.
     """
@@ -325,7 +330,7 @@ def newly_matching_clauses(connection: Connection, query: ConditionQuery, before
     clause = not_(condition_from_text(before.condition))
     try:
         with connection.begin_nested():
-            connection.execute(select(*query.key_attributes).where(query.condition_and_due, clause).limit(1))
+            connection.execute(select(*query.keys.key_attributes).where(query.condition.holds_and_is_due, clause).limit(1))
     except DBAPIError:
         return ()  # the accepted condition is no longer valid SQL on this database
     return (clause,)
@@ -333,19 +338,19 @@ def newly_matching_clauses(connection: Connection, query: ConditionQuery, before
 
 def count_records(connection: Connection, query: ConditionQuery, *clauses: ColumnElement[bool]) -> int:
     """Return how many records match all these clauses; counting stops at COUNTED_MAX, so there may be more."""
-    some = select(*query.key_attributes).where(reduce(query.short_circuit_and, clauses)).limit(COUNTED_MAX).subquery()
+    some = select(*query.keys.key_attributes).where(reduce(query.condition.short_circuit_and, clauses)).limit(COUNTED_MAX).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
 def accept_reactions(incarnation: Incarnation, queries: Sequence[ConditionQuery]) -> None:
     """Record that these reactions are accepted under their present condition."""
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         seen = read_known_reactions(tx.connection, incarnation.app)
         for query in queries:
             name = query.spec.name
             if name in seen:
-                earlier = None if seen[name].has_other_records(query) else _earlier_conditions_json(seen[name], query.condition_text)
-                written = {"condition": query.condition_text, "earlier": earlier, "record": query.spec.record_kind}
+                earlier = None if seen[name].has_other_records(query) else _earlier_conditions_json(seen[name], query.texts.condition_text)
+                written = {"condition": query.texts.condition_text, "earlier": earlier, "record": query.spec.record_kind}
                 tx.connection.execute(
                     update(table).where(table.c.app == incarnation.app, table.c.name == name).values(**written, seen_at=tx.now)
                 )
@@ -355,7 +360,7 @@ def accept_reactions(incarnation: Incarnation, queries: Sequence[ConditionQuery]
                         app=incarnation.app,
                         name=name,
                         key_name=query.spec.key_name or name,
-                        condition=query.condition_text,
+                        condition=query.texts.condition_text,
                         record=query.spec.record_kind,
                         suspect=False,
                         seen_at=tx.now,
@@ -364,11 +369,11 @@ def accept_reactions(incarnation: Incarnation, queries: Sequence[ConditionQuery]
 
 
 def key_clashes(connection: Connection, specs: Sequence[ReactionSpec]) -> list[str]:
-    """Return an error text with its cure for each of these reactions that would make wrong idempotency keys. A start refuses such
-    reactions.
+    """Return one text, with the error and its cure, for each of these reactions that would make wrong idempotency keys. A start refuses
+    such reactions.
 
-    A renamed reaction keeps making its keys of its old name (hazard 62). So another reaction that later gets the old name would make equal
-    keys; and an application that declares another key name than the database has stored would make other keys than before.
+    A renamed reaction still makes its keys from its old name (hazard 62). If another reaction later gets the old name, it would make the
+    same keys. If an application declares another key name than the one stored in the database, its keys would differ from earlier ones.
     """
     rows = select(table.c.app, table.c.name, table.c.key_name).where(table.c.name != "", table.c.mark.is_(None))
     there = {(str(app), str(name)): str(key) for app, name, key in connection.execute(rows)}
@@ -397,8 +402,8 @@ def key_clashes(connection: Connection, specs: Sequence[ReactionSpec]) -> list[s
 
 
 def undeclared_key_names(connection: Connection, app: str, specs: Sequence[ReactionSpec]) -> dict[str, str]:
-    """Return, by reaction, the key name (the name of which idempotency keys are made) that the database has stored and the application does
-    not declare, written as Python code.
+    """Return a dict from reaction to its stored key name (the name from which idempotency keys are made), as Python code. It has only the
+    reactions for which the application declares no key name, and for which another name than the reaction's is stored.
     """
     seen = read_known_reactions(connection, app)
     return {
@@ -415,8 +420,8 @@ def _key_name_as_code(key_name: str) -> str:
 
 
 def fill_in_missing_records(incarnation: Incarnation, specs: Sequence[ReactionSpec]) -> None:
-    """Write the table and key of these reactions' records into rows of ours in which an older version of groundstate left them out."""
-    with incarnation.transaction() as tx:
+    """Write the table and key of these reactions' records into our rows, where an older version of groundstate left them out."""
+    with incarnation.open_transaction() as tx:
         for spec in specs:
             mine = (table.c.app == incarnation.app, table.c.name == spec.name, table.c.record.is_(None))
             tx.connection.execute(update(table).where(*mine).values(record=spec.record_kind))
@@ -429,8 +434,8 @@ def _earlier_conditions_json(before: Known, now: str) -> str | None:
     return json.dumps(found[-EARLIER_MOST:], ensure_ascii=False) if found else None
 
 
-SIDE_BY_SIDE = timedelta(days=1)  # how long after a condition was accepted workers with an earlier condition may still start
-EARLIER_MOST = 8  # earlier conditions that are kept at most: more than the versions of an application that run at once
+SIDE_BY_SIDE = timedelta(days=1)  # after a condition is accepted, workers with an earlier one may start for so long
+EARLIER_MOST = 8  # how many earlier conditions are kept: more than there are versions of an application running at once
 
 
 def clear_accepted_condition(connection: Connection, app: str, name: str) -> None:
@@ -448,8 +453,8 @@ def undeclared_with_open_attempts(
     application does not declare. A start refuses to go on then, since attempts are never dropped.
 
     names: the declared reactions.
-    schedules: the declared schedules. A schedule's own attempts have no record. An attempt with a record under a schedule's name is of a
-        reaction that became a schedule.
+    schedules: the declared schedules. A schedule's own attempts have no record. So an attempt that has a schedule's name and a record
+        belongs to a former reaction of that name.
 
     Baselines do not count, since there is nothing to settle about them.
     """

@@ -13,7 +13,7 @@ from groundstate.engine.sql.safe_text import OURS, original_exception, safe_str,
 log = logging.getLogger("groundstate")
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 _KINDS_MOST = 1000  # kinds of errors that are remembered; when there are more, all are forgotten, and each kind is logged once more
-_CHAIN_MOST = 5  # exceptions: the longest chain of `__cause__` and `__context__` that is shown
+_CHAIN_MOST = 5  # how many causes (`__cause__` or `__context__`) of an exception are shown at most
 
 
 class Tracebacks:
@@ -41,8 +41,8 @@ class Tracebacks:
         return type(shown), shown, shown.__traceback__
 
     def _redacted_copy(self, error: BaseException, most: int) -> BaseException:
-        """Return an exception that prints like this one, but with a redacted text: the text of the original may contain secrets. most: the
-        length of its chain of causes at most.
+        """Return an exception that prints like this one, but with a redacted text: the text of the original may contain secrets. most: how
+        many of its causes, each the cause of the one before, are copied at most.
         """
         kind = type(error)
         like: type[Exception] = type(kind.__name__, (Exception,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})

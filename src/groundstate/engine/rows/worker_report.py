@@ -92,11 +92,11 @@ class WorkerReport:
     Attributes:
         waits_for_go: The worker was started with --wait-for-go, and carries out nothing until it is told to go.
         drains: The worker was asked to stop, and begins nothing new.
-        leaves: Reactions whose backlog it leaves to other workers, since more workers at once would not be faster.
+        leaves: Reactions whose backlog this worker leaves to other workers, since more workers at once would not be faster.
         aside: Reactions that run apart from the others, since the queries of their conditions are slow.
         failing: Reactions whose handlers failed for many different records in a row.
-        troubled: Reactions that it tries again and again because they fail as a whole, whatever the record; its log says why.
-        lacks: Reactions that it does not carry out because something is missing.
+        troubled: Reactions that fail as a whole, whatever the record, and that the worker tries again and again; its log says why.
+        lacks: Reactions that the worker does not carry out because something is missing.
     """
 
     waits_for_go: bool = False

@@ -1,1 +1,1 @@
-"""Schedules: carries out and reports the ticks (the planned times) of `app.every`."""
+"""Carries out schedules (`app.every`), and reports on their ticks (the times at which they are to run)."""

@@ -67,8 +67,8 @@ def read_cursors(connection: Connection, app: str, specs: Sequence[ScheduleSpec]
 def read_cursors_as_stored(
     database: Database, connection: Connection, app: str, specs: Sequence[ScheduleSpec]
 ) -> dict[str, ScheduleCursor]:
-    """Return a dict from schedule name to its row, as `read_cursors` does, but never fail, whatever a person wrote into the rows. It is for
-    reports.
+    """Return a dict from schedule name to row, as `read_cursors` does, but for reports: it never fails, whatever a person wrote into the
+    rows.
     """
     names = [spec.name for spec in specs]
     rows = connection.execute(select(*raw_cells.select_raw_columns(database, _COLUMNS)).where(table.c.app == app, table.c.name.in_(names)))
@@ -99,7 +99,7 @@ def move_cursor(tx: Transaction, spec: ScheduleSpec, to: datetime) -> ScheduleCu
 
 def reset_cursors_to_now(incarnation: Incarnation, specs: Sequence[ScheduleSpec]) -> None:
     """Set the cursors of these schedules to now, whatever their rows held, and insert the rows that are missing."""
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         for spec in specs:
             row = _insert_statement_for_schedule(spec, tx)
             tx.connection.execute(row.on_conflict_do_update(index_elements=_KEY, set_={name: row.excluded[name] for name in _SAID}))
@@ -119,7 +119,7 @@ def _restart_schedule(incarnation: Incarnation, spec: ScheduleSpec, before: Sche
     """Set the schedule's cursor to now and log it. The row is left alone if another worker changed its definition since `before` was read;
     `before` is None if there was no row.
     """
-    with incarnation.transaction() as tx:
+    with incarnation.open_transaction() as tx:
         row = _insert_statement_for_schedule(spec, tx)
         as_it_was = table.c.condition == ("" if before is None else before.words)
         said = {name: row.excluded[name] for name in _SAID}
@@ -146,7 +146,7 @@ def _insert_statement_for_schedule(spec: ScheduleSpec, tx: Transaction) -> Any:
     """Return an INSERT statement for the schedule's row, with the cursor set to now."""
     mark = keys.datetime_text(tx.now)
     row = {"app": spec.app, "name": spec.name, "key_name": spec.name, "condition": spec.as_text, "suspect": False, "seen_at": tx.now}
-    return tx.database.insert(table).values(**row, mark=mark)
+    return tx.database.insert_function(table).values(**row, mark=mark)
 
 
 _KEY = ["app", "name"]

@@ -72,7 +72,7 @@ def _report_schedule(spec: ScheduleSpec, mark: ScheduleCursor | None, now: datet
 def _tick_after(spec: ScheduleSpec, mark: datetime) -> datetime | None:
     """Return the schedule's first tick after the time `mark`; None if that tick lies beyond the last possible datetime."""
     try:
-        return spec.timing.following(mark).astimezone(spec.timing.tzinfo)
+        return spec.timing.first_tick_after(mark).astimezone(spec.timing.tzinfo)
     except OverflowError:
         return None
 

@@ -53,8 +53,8 @@ class _SchedulePlan:
     waits_for: str | None = None  # the database's error at the last try, as a text; None if there was none
 
     def note_row_is_busy(self) -> float:
-        """Note that something is left to do, since another worker has locked the schedule's row or was faster. Return the seconds until the
-        next try.
+        """Note that work is left to do, since another worker has the schedule's row locked or has just changed it. Return the seconds until
+        the next try.
         """
         self.left = True
         return BUSY_S
@@ -89,17 +89,21 @@ class TickRunner:
     def __init__(self, worker_state: WorkerState, specs: Sequence[ScheduleSpec]) -> None:
         self._worker_state = worker_state
         self._specs = specs
-        worker_state.schedules = [spec.name for spec in specs]
         self._plans = [_SchedulePlan(spec) for spec in specs]
         self.next = 0.0 if specs else float("inf")
+        self._enrolled = False  # whether the database's rows of schedules agree with the schedules that the application declares
 
     def reread_rows(self) -> None:
         """Make the next `run_due_ticks` read the schedules' rows again. Call it when the rows may have changed."""
         if self._specs:
             self.next = 0.0
 
+    def forget_enrolment(self) -> None:
+        """Make the next `run_due_ticks` insert the schedules' rows that are missing. Call it when rows may have been lost."""
+        self._enrolled = False
+
     @property
-    def trouble(self) -> str | None:
+    def last_error_text(self) -> str | None:
         """The database's error at the last try of a schedule, such as a full disk, with the schedule's name; None if no schedule has one.
 
         That a row is locked by another transaction does not count as such an error.
@@ -119,9 +123,9 @@ class TickRunner:
         """For each schedule, carry out at most one due tick, and retry at most one failed tick whose retry is due."""
         if self.next > self._worker_state.clock.monotonic():
             return
-        if not self._worker_state.enrolled:
+        if not self._enrolled:
             cursors.enrol_schedules(self._worker_state.incarnation, self._specs)
-            self._worker_state.enrolled = True
+            self._enrolled = True
         seen = self._read_stored_state()
         began = self._worker_state.clock.monotonic()
         self.next = min(self._run_schedule(plan, seen, began) for plan in self._plans)
@@ -151,7 +155,7 @@ class TickRunner:
             raise error
         if db_errors.is_database_trouble(error):
             plan.waits_for = db_errors.error_in_one_line(error)
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             log.warning(
                 "schedule %s waits for the database, and is tried again: %s",
                 plan.spec.name,
@@ -201,10 +205,10 @@ class TickRunner:
         mark = seen.marks.get(spec.name)
         at_mark = self._checked_cursor_time(plan, mark, seen.now)
         if mark is None:
-            self._worker_state.enrolled = False  # the schedule's row was deleted, so it must be inserted again
+            self._enrolled = False  # the schedule's row was deleted, so it must be inserted again
             waits.append(plan.note_row_is_busy())
         elif at_mark is not None:
-            following = spec.timing.following(at_mark)
+            following = spec.timing.first_tick_after(at_mark)
             due = following <= seen.now
             waits.append(self._run_next_tick(plan, mark, at_mark, seen.now) if due else (following - seen.now).total_seconds())
         again = seen.next_tries.get(spec.name)
@@ -256,7 +260,7 @@ class TickRunner:
 
     def _note_progress(self, plan: _SchedulePlan, left_out: LeftOut | None) -> None:
         """Count that the schedule's cursor was moved, and log the ticks that were left out, if any."""
-        self._worker_state.took += 1
+        self._worker_state.progress.count_done(1)
         if left_out is not None:
             log.warning(
                 "schedule %s: %s, by missed=%r",
@@ -268,7 +272,7 @@ class TickRunner:
 
     def _skip_ticks(self, plan: _SchedulePlan, mark: ScheduleCursor, to: datetime, left_out: LeftOut | None) -> float:
         """Move the cursor to the time `to`, past ticks that are not carried out. Return the seconds until the next try."""
-        with self._worker_state.incarnation.transaction() as tx:
+        with self._worker_state.incarnation.open_transaction() as tx:
             mine = cursors.lock_row_if_unchanged(tx, plan.spec, mark)
             if mine:
                 cursors.move_cursor(tx, plan.spec, to)
@@ -285,7 +289,7 @@ class TickRunner:
         """
 
         def run(first: frozenset[RelatedRow]) -> ScheduleCursor | None:
-            with self._worker_state.incarnation.transaction() as tx:
+            with self._worker_state.incarnation.open_transaction() as tx:
                 tx.lock_first(first)
                 if not cursors.lock_row_if_unchanged(tx, plan.spec, mark):
                     return None
@@ -297,10 +301,10 @@ class TickRunner:
             return related_rows.redo_lost_updates(run)
         except Exception as error:
             failed = _as_handler_failure(error)
-        with self._worker_state.incarnation.transaction() as tx:
+        with self._worker_state.incarnation.open_transaction() as tx:
             if not cursors.lock_row_if_unchanged(tx, plan.spec, mark):
                 return None
-            attempts.insert(tx, [self._attempt_after_failure(plan.spec, self._new_attempt(plan.spec, tick, tx), failed, tx)])
+            attempts.insert_attempts(tx, [self._attempt_after_failure(plan.spec, self._new_attempt(plan.spec, tick, tx), failed, tx)])
             return cursors.move_cursor(tx, plan.spec, tick)
 
     def _begin_tick(self, plan: _SchedulePlan, mark: ScheduleCursor, tick: datetime) -> ScheduleCursor | None:
@@ -308,10 +312,10 @@ class TickRunner:
 
         Return the schedule's row with the moved cursor; None if another worker has locked or changed the row, so that nothing was done.
         """
-        with self._worker_state.incarnation.transaction() as tx:
+        with self._worker_state.incarnation.open_transaction() as tx:
             if not cursors.lock_row_if_unchanged(tx, plan.spec, mark):
                 return None
-            attempts.insert(tx, [self._begun_attempt(self._new_attempt(plan.spec, tick, tx), tx)])
+            attempts.insert_attempts(tx, [self._begun_attempt(self._new_attempt(plan.spec, tick, tx), tx)])
             return cursors.move_cursor(tx, plan.spec, tick)
 
     # ---- retrying a tick that failed ---------------------------------------------------------------------------------------------
@@ -321,21 +325,21 @@ class TickRunner:
         """
         spec, incarnation = plan.spec, self._worker_state.incarnation
         if incarnation.care.careful:
-            with incarnation.transaction() as tx:
+            with incarnation.open_transaction() as tx:
                 before = self._lock_and_read_attempt(tx, spec, occurrence)
                 if before is None:
                     return plan.note_row_is_busy()
                 if before.state is not State.BEGUN:
-                    attempts.save(tx.connection, [(before, self._begun_attempt(before, tx))])
+                    attempts.update_attempts(tx.connection, [(before, self._begun_attempt(before, tx))])
 
         def run(first: frozenset[RelatedRow]) -> bool:
-            with incarnation.transaction() as tx:
+            with incarnation.open_transaction() as tx:
                 tx.lock_first(first)
                 before = self._lock_and_read_attempt(tx, spec, occurrence)
                 if before is None:
                     return False
                 _run_handler(spec, tx, keys.parse_value(occurrence, datetime))
-                attempts.remove(tx.database, tx.connection, [before])
+                attempts.delete_attempts(tx.database, tx.connection, [before])
                 return True
 
         try:
@@ -343,14 +347,14 @@ class TickRunner:
                 return plan.note_row_is_busy()
         except Exception as error:
             self._note_failed_retry(plan, occurrence, _as_handler_failure(error))
-        self._worker_state.took += 1
+        self._worker_state.progress.count_done(1)
         return 0.0
 
     def _note_failed_retry(self, plan: _SchedulePlan, occurrence: str, error: HandlerFailed) -> None:
-        with self._worker_state.incarnation.transaction() as tx:
+        with self._worker_state.incarnation.open_transaction() as tx:
             before = self._lock_and_read_attempt(tx, plan.spec, occurrence)
             if before is not None:
-                attempts.save(tx.connection, [(before, self._attempt_after_failure(plan.spec, before, error, tx))])
+                attempts.update_attempts(tx.connection, [(before, self._attempt_after_failure(plan.spec, before, error, tx))])
 
     def _lock_and_read_attempt(self, tx: Transaction, spec: ScheduleSpec, occurrence: str) -> Attempt | None:
         """Lock the schedule's row, and return the attempt of this tick. Return None if another worker has locked the row, or if this worker
@@ -382,7 +386,9 @@ class TickRunner:
 
 
 def _is_begun_by_us(worker_state: WorkerState) -> ColumnElement[bool]:
-    """Return the SQL condition for attempts that this worker has begun. One is left over if the database failed before its handler ran."""
+    """Return the SQL condition for attempts that this worker has begun. If the database fails before a tick's handler runs, its begun
+    attempt is left over.
+    """
     return and_(table.c.state == State.BEGUN.value, table.c.worker == worker_state.incarnation.id)
 
 
@@ -409,7 +415,7 @@ def _as_handler_failure(error: Exception) -> HandlerFailed:
     that error again, since the handler did not fail.
     """
     cause = error.cause if isinstance(error, HandlerFailed) else error
-    if cause is not None and db_errors.is_transient(cause):
+    if cause is not None and db_errors.is_no_fault_of_record(cause):
         raise cause
     return (
         error
@@ -419,8 +425,8 @@ def _as_handler_failure(error: Exception) -> HandlerFailed:
 
 
 def _has_attempt(tx: Transaction, spec: ScheduleSpec, tick: datetime) -> bool:
-    """Return whether this tick already has an attempt, as after a person set the cursor back. If so, the caller does not run the tick,
-    since the attempt is retried or held anyway.
+    """Return whether this tick already has an attempt, for example because a person set the cursor back. If so, the caller does not run the
+    tick, since the attempt is retried or held anyway.
     """
     mine = (
         table.c.app == spec.app,
@@ -432,8 +438,8 @@ def _has_attempt(tx: Transaction, spec: ScheduleSpec, tick: datetime) -> bool:
 
 
 def _is_after_cursor(occurrence: str, mark: datetime | None) -> bool:
-    """Return whether the tick with this occurrence text lies after the cursor, as after a person set the cursor back. The caller retries
-    such a tick only once the cursor has reached it.
+    """Return whether the tick with this occurrence text lies after the cursor, for example because a person set the cursor back. The caller
+    retries such a tick only once the cursor has reached it.
     """
     try:
         return mark is not None and bool(keys.parse_value(occurrence, datetime) > mark)

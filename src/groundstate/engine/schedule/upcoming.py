@@ -35,7 +35,12 @@ def count_not_yet_due(connection: Connection, query: ConditionQuery, most: int =
     """Return how many records meet the reaction's condition and become due later; at most `most`, since counting stops there."""
     if query.timing is None:
         return 0
-    some = select(query.timing.base).where(query.short_circuit_and(query.condition, query.timing.is_still_to_come)).limit(most).subquery()
+    some = (
+        select(query.timing.base)
+        .where(query.condition.short_circuit_and(query.condition.holds, query.timing.is_still_to_come))
+        .limit(most)
+        .subquery()
+    )
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
@@ -47,7 +52,10 @@ def overdue_since(connection: Connection, query: ConditionQuery) -> datetime | N
     if timing is None:
         return None
     first = (
-        select(timing.base_time_or_none).where(query.short_circuit_and(query.ready, timing.is_recently_due)).order_by(timing.base).limit(1)
+        select(timing.base_time_or_none)
+        .where(query.condition.short_circuit_and(query.condition.is_ready, timing.is_recently_due))
+        .order_by(timing.base)
+        .limit(1)
     )
     return timing.due_time_for(connection.execute(first).scalar())
 
@@ -62,13 +70,13 @@ def next_timers(connection: Connection, queries: Sequence[ConditionQuery], most:
         timing, spec = query.timing, query.spec
         if timing is None:
             continue
-        statement = select(timing.base_time_or_none, *query.key_columns_as_stored).where(
-            query.short_circuit_and(query.condition, timing.is_still_to_come)
+        statement = select(timing.base_time_or_none, *query.keys.key_columns_as_stored).where(
+            query.condition.short_circuit_and(query.condition.holds, timing.is_still_to_come)
         )
-        for base, *key in connection.execute(statement.order_by(timing.base, *query.key_attributes).limit(most)):
+        for base, *key in connection.execute(statement.order_by(timing.base, *query.keys.key_attributes).limit(most)):
             due = timing.due_time_for(base)
             if due is not None:
-                found.append(Timer(spec.name, spec.table_name, query.record_for_people(tuple(key)), due))
+                found.append(Timer(spec.name, spec.table_name, query.keys.record_for_people(tuple(key)), due))
     return sorted(found, key=lambda one: (one.due, one.reaction, one.record))[:most]
 
 

@@ -40,7 +40,7 @@ from groundstate.engine.sql import in_list
 from groundstate.store.port import Database
 
 _HOOKS = ("before_update", "after_update", "before_insert", "after_insert", "before_delete", "after_delete")
-_SHARED = 8  # how many records must have the same new values, so that one statement writes them all
+_SHARED = 8  # at least so many records must get the same new values before one statement writes them all
 _IN_ARRAYS = frozenset({Integer, BigInteger, SmallInteger, String, Text, Boolean, DateTime, Date, Double, Uuid})
 
 

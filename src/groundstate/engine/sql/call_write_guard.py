@@ -1,7 +1,7 @@
-"""Refuses writes to the app's stores while a call, a lookup or `prepare` runs, before they reach the database.
+"""Refuses writes to the app's stores while a call, a lookup or `prepare` runs. A refused write does not reach the database.
 
-After a crash a call may be made again, and what it had written in addition to its outcome would be written twice (hazard 65, W14). While a
-handler runs, only the connection of its own session may write, since two connections would wait for each other's locks.
+After a crash a call may be made again. Anything that the call writes in addition to its outcome would then be written twice (hazard 65,
+W14). While a handler runs, only the connection of its own session may write, since two connections would wait for each other's locks.
 
 A context variable tells whether code runs inside a call; it follows tasks, `asyncio.to_thread` and SQLAlchemy's greenlets. Whether a
 statement writes is read from its text, as SQLAlchemy passes the text to the driver. A read-only transaction would also refuse the writes of
@@ -124,8 +124,8 @@ class call_writes:  # noqa: N801  # in lower case, since it reads like a functio
     """Lets a call, or a lookup, write to the app's own stores while the block runs; outside of such a block these writes are refused.
 
     After a crash the call may be made again, and then it writes again. Works in sync and async functions, may be nested, and does nothing
-    outside of a call. The session that writes must commit; what it writes is no part of the call's conclusion. In `prepare` it has no
-    effect: writes stay refused.
+    outside of a call. The session that writes must commit by itself: its writes are not part of the transaction that concludes the call.
+    Inside `prepare` such a block has no effect: writes stay refused.
 
     Args:
         why: what makes a second write harmless, such as "progress: the same percentage twice does no harm". It is logged at DEBUG.

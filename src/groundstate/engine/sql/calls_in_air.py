@@ -43,15 +43,15 @@ class InFlightCalls:
         self._flying[_record_key(spec, record)] += 1
 
     def remove_call(self, spec: ReactionSpec, record: str) -> None:
-        """Count one call or lookup less for this record. Call it once its result is committed."""
+        """Reduce the count of this record's calls and lookups by one. Call it once the result of the call or lookup is committed."""
         key = _record_key(spec, record)
         self._flying[key] -= 1
         if self._flying[key] <= 0:
             del self._flying[key]
 
     def set_excluded_records(self, records: Iterable[RecordKey]) -> None:
-        """Exclude exactly these records from being taken, and no longer those excluded before. Call it for records of which it is unknown
-        what was done with them.
+        """Replace the set of excluded records, which this worker must not take. Call it for records if it is unknown what was done with
+        them.
         """
         self._kept_out = frozenset(records)
 

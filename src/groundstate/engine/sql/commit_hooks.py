@@ -1,6 +1,6 @@
-"""Notes which records each commit of any SQLAlchemy session in this process touched, and passes this to the listeners in this process.
+"""Notes which records each commit of any SQLAlchemy session in this process touched, and passes a hint to the listeners in this process.
 
-Such a hint says where to look, and nothing else. It may be lost, doubled or wrong: nothing relies on its arrival.
+A hint says which records were touched, and nothing else. It may be lost, doubled or wrong: nothing relies on its arrival.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ KEYS_MAX = 10_000  # records: if a commit touched more records of one class than
 
 
 @dataclass
-class Touched:
+class TouchedRecords:
     """The records that one commit touched.
 
-    `keys` has, for each class, a dict from primary key to the new values of the record, so that a reaction can see that its condition does
-    not hold; None where the new values are not known.
+    `keys` has, for each class, a dict from primary key to the record's new values; None if these are not known. With the new values, a
+    reaction can find out without a query that its condition does not hold.
     """
 
     keys: dict[type, dict[PrimaryKey, Mapping[str, Any] | None]] = field(default_factory=dict)
-    whole: set[type] = field(default_factory=set)  # classes of which records with unknown keys, or too many records, were touched
+    whole: set[type] = field(default_factory=set)  # classes with touched records that are unknown or too many to list
     place: str = ""  # the database's name, from its URL; empty if it is unknown, or if there are several databases
     # name of the app whose worker made this commit; empty if user code made it. Workers of that app in this process take up the records
     # at once.
@@ -59,7 +59,7 @@ class Touched:
         """Set the database of the records that are added next. If records of another database were added before, the name becomes empty."""
         self.place = place if not self or self.place == place else ""
 
-    def merge(self, other: Touched) -> None:
+    def merge(self, other: TouchedRecords) -> None:
         """Add all that another commit or transaction has touched."""
         if other:
             self.set_database_name(other.place)
@@ -75,7 +75,7 @@ class Touched:
 class Listener(Protocol):
     """An object that is told of the commits of this process."""
 
-    def hear(self, touched: Touched) -> None:
+    def note_commit(self, touched: TouchedRecords) -> None:
         """Receive the hint of one commit, on the thread that committed. Must return at once and never raise."""
 
 
@@ -97,13 +97,13 @@ def remove_listener(listener: Listener) -> None:
     _listeners.pop(id(listener), None)
 
 
-def publish_hint(touched: Touched) -> None:
+def publish_hint(touched: TouchedRecords) -> None:
     """Pass a hint to all listeners in this process."""
     for known in list(_listeners.values()):
         listener = known()
         try:
             if listener is not None:
-                listener.hear(touched)
+                listener.note_commit(touched)
         except Exception:  # the code that committed must not get the listener's error; the next sweep finds the records all the same
             log.exception("a hint was lost", extra={"event": "hint_lost"})
 
@@ -127,7 +127,7 @@ def wake_parent_with_child(child: type, parent: type, names: tuple[str, ...]) ->
         _parents[child] = [*known, (parent, names)]
 
 
-def add_parents_of(touched: Touched, record: Any) -> None:
+def add_parents_of(touched: TouchedRecords, record: Any) -> None:
     """Add the parents of a touched record, found by the record's foreign keys. If the record was moved to another parent, add both the old
     and the new parent.
     """
@@ -156,9 +156,9 @@ def _present_and_previous_values(record: Any, names: tuple[str, ...]) -> set[tup
     return {now, tuple(_NOT_LOADED if value is NO_VALUE else value for value in before)}
 
 
-def touched_in_session(session: Session) -> Touched:
+def touched_in_session(session: Session) -> TouchedRecords:
     """Return the records that this session has touched since its last commit."""
-    touched: Touched = session.info.setdefault(_TOUCHED, Touched())
+    touched: TouchedRecords = session.info.setdefault(_TOUCHED, TouchedRecords())
     return touched
 
 

@@ -37,8 +37,8 @@ _SQLITE = ("database is locked", "disk is full", "disk I/O error", "database tab
 
 
 class Illegible(Exception):
-    """A row of groundstate's own tables holds something that groundstate never writes, so a person edited it. `corrupt_rows.mend` repairs
-    the row.
+    """A row of groundstate's own tables holds something that groundstate never writes, so a person edited it.
+    `corrupt_rows.mend_unreadable_rows` repairs the row.
     """
 
     of_its_connection = True  # the cause may be a row factory that the user's code set on the connection
@@ -71,9 +71,9 @@ class RelatedRow(NamedTuple):
 
 
 class LostUpdate(Exception):
-    """Another transaction wrote to rows that a handler of this transaction has read and changed.
+    """Another transaction wrote to rows after a handler of this transaction had read them, and the handler has changed them too.
 
-    Nothing was written. This transaction is rolled back and repeated, and the repeated one locks these rows first.
+    No change of this transaction is kept: it is rolled back and run again. When it runs again, it locks these rows first.
     """
 
     def __init__(self, rows: frozenset[RelatedRow]) -> None:
@@ -137,7 +137,7 @@ def reading_own_rows() -> Iterator[None]:
 
 def is_caused_by_value(error: BaseException | None) -> bool:
     """Return whether a statement failed because of a value in some row: text that is no number or no JSON, or a division by zero."""
-    if not isinstance(error, DBAPIError) or is_transient(error):
+    if not isinstance(error, DBAPIError) or is_no_fault_of_record(error):
         return False
     state = getattr(error.orig, "sqlstate", None)
     if isinstance(state, str):
@@ -211,7 +211,8 @@ def is_raised_before_sending(error: BaseException) -> bool:
     """Return whether a statement could not be built, or its values could not be passed to the driver, so that the database never received
     it.
 
-    It is also True for results that could not be converted; the caller knows which statement failed.
+    Also return True if a statement's results could not be converted, since such an error looks the same. Only the caller, which knows the
+    statement, can tell these cases apart.
     """
     ours = DBAPIError | GroundstateError | LostUpdate | OtherServer | Illegible | LockNotFree
     return isinstance(error, Exception) and not isinstance(error, ours)
@@ -219,7 +220,7 @@ def is_raised_before_sending(error: BaseException) -> bool:
 
 def is_fault_of_statement(error: BaseException) -> bool:
     """Return whether the reaction's own statement is at fault, and neither the database nor groundstate's own tables."""
-    return is_raised_before_sending(error) or (isinstance(error, DBAPIError) and not is_transient(error))
+    return is_raised_before_sending(error) or (isinstance(error, DBAPIError) and not is_no_fault_of_record(error))
 
 
 def _without_statement_error(error: BaseException) -> BaseException:
@@ -258,7 +259,7 @@ def is_server_full(error: BaseException) -> bool:
 
 
 def is_server_starting(error: BaseException) -> bool:
-    """Return whether the server runs, but reports that it does not accept connections yet or does not any more, as during a restart."""
+    """Return whether the server runs, but reports that it does not accept connections now, since it is starting or shutting down."""
     return any(words in safe_str(getattr(error, "orig", None)) for words in _NOT_UP)
 
 
@@ -338,7 +339,7 @@ def is_database_trouble(error: BaseException) -> bool:
         or is_cancelled_statement(error)
         or is_outdated_plan(error)
     )
-    return isinstance(error, DBAPIError) and is_transient(error) and not others
+    return isinstance(error, DBAPIError) and is_no_fault_of_record(error) and not others
 
 
 def is_outdated_plan(error: BaseException) -> bool:
@@ -351,7 +352,7 @@ def is_outdated_plan(error: BaseException) -> bool:
     return getattr(orig, "sqlstate", None) == _NOT_SUPPORTED and (told_by == "RevalidateCachedQuery" or "cached plan" in safe_str(orig))
 
 
-def is_transient(error: BaseException) -> bool:
+def is_no_fault_of_record(error: BaseException) -> bool:
     """Return whether the error has another cause than the record: the same transaction may succeed later, or once groundstate's own rows
     are repaired.
     """

@@ -185,7 +185,8 @@ class Timing:
         base: Any = visitors.replacement_traverse(given, {}, _parameter_as_literal)
         if self._embedded:
             written: Any = func.strftime(literal_column("'%Y-%m-%d %H:%M:%f'"), base)
-            return written.op("||")(literal_column("'000'"))  # the format of UtcDateTime; the expression alone may have any of SQLite's
+            # Convert to the format of UtcDateTime, since the result of the expression may have any of SQLite's formats for times.
+            return written.op("||")(literal_column("'000'"))
         return base
 
     # ---- whether its values sort as times

@@ -1,7 +1,8 @@
-"""Compares values by their type and all their contents, and not by `==`. For example, it compares an outcome with what is left of it after
-the way through JSON.
+"""Compares values by their type and all their contents, and not by `==`. For example, it compares an outcome with the value that is loaded
+from the outcome's JSON.
 
-`True == 1` and `1.0 == Decimal("1.00")` are true, and an object's own `__eq__` may ignore attributes that a handler reads.
+`==` is not exact enough: `True == 1` and `1.0 == Decimal("1.00")` are true, and an object's own `__eq__` may ignore attributes that a
+handler reads.
 """
 
 from __future__ import annotations

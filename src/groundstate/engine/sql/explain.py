@@ -17,8 +17,9 @@ from sqlalchemy.sql.expression import Executable
 from sqlalchemy.sql.functions import FunctionElement
 
 from groundstate.engine.sql import group_scan, partition_index
-from groundstate.engine.sql.condition_query import ConditionQuery, sql_table_name
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.sql_text import with_single_percents
+from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.rules import sql_inspect as look
 from groundstate.rules.specs import EveryChild
 from groundstate.store.port import Database
@@ -56,7 +57,7 @@ def find_table_scans(database: Database, connection: Connection, query: Conditio
     """Return one TableScan for each table that the database reads as a whole to evaluate the condition, even if the table is small
     today.
     """
-    statement = select(*query.key_attributes).where(query.ready)
+    statement = select(*query.keys.key_attributes).where(query.condition.is_ready)
     found = set(_scanned_tables(_query_plan(database, connection, statement)))
     if database.name == "postgresql":
         whole = partition_index.partition_roots(connection, sorted(found))
@@ -71,7 +72,12 @@ def find_sort_by_due_time(database: Database, connection: Connection, query: Con
     """
     if query.timing is None:
         return None
-    statement = select(query.key_attributes[0]).where(query.condition, query.timing.is_still_to_come).order_by(query.timing.base).limit(1)
+    statement = (
+        select(query.keys.key_attributes[0])
+        .where(query.condition.holds, query.timing.is_still_to_come)
+        .order_by(query.timing.base)
+        .limit(1)
+    )
     if not _plan_has_sort(_query_plan(database, connection, statement)):
         return None
     table: Any = query.mapper.base_mapper.local_table
@@ -79,16 +85,16 @@ def find_sort_by_due_time(database: Database, connection: Connection, query: Con
 
 
 def find_sort_by_group(database: Database, connection: Connection, query: ConditionQuery) -> TableScan | None:
-    """Return a TableScan of the record's table if no index serves the search by the values of `per` or `in_order`.
+    """Return a TableScan of the record's table if no index supports the search for rows by their values of `per` or `in_order`.
 
-    Such an index leads from one value to the next, and to the first rows with each value. Return None if there is such an index, or if the
-    reaction has neither option.
+    A suitable index finds the next greater value, and the first rows with each value. Return None if there is one, or if the reaction has
+    neither option.
     """
     if query.spec.per is None and query.spec.in_order is None:
         return None
     asked = group_scan.group_statements(query)
     unknown = select(cast(null(), asked.column.type)).scalar_subquery()  # an expression whose value the planner does not know
-    for statement in (asked.select_least_value_after(unknown), asked.select_rows_of_value(unknown, query.key_attributes[0]).limit(1)):
+    for statement in (asked.select_least_value_after(unknown), asked.select_rows_of_value(unknown, query.keys.key_attributes[0]).limit(1)):
         if _plan_has_sort(_query_plan(database, connection, statement)):
             table: Any = query.mapper.base_mapper.local_table
             where = [clause for clause in query.spec.clauses if _can_be_in_index_where(clause, table)]
@@ -257,4 +263,4 @@ def _can_be_in_index_where(clause: ColumnElement[bool], table: Any) -> bool:
             return False
         if getattr(part, "table", None) is not None and look.base_column(part).table is not table:
             return False
-    return any(True for _ in look.only_columns(look.own_parts(clause)))
+    return any(True for _ in look.only_columns(look.iterate_without_subqueries(clause)))

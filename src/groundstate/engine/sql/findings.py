@@ -1,4 +1,4 @@
-"""Collects the findings of `groundstate check`. A worker looks for some of them when it starts as well. Runs only SELECTs."""
+"""Collects the findings of `groundstate check`. A worker that starts also looks for some of these findings. Runs only SELECTs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store.port import Database
 from groundstate.store.tables import metadata as our_tables
 
-LARGE = 10_000  # rows: if each sweep (query of all records) scans such a large table, that is a problem; for a smaller one it is an advice
+# rows: the size of a table from which a scan in each sweep is reported as a 'problem'; below it, as 'advice'
+LARGE = 10_000
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,15 @@ def find_missing_indexes(database: Database, connection: Connection, query: Cond
 
 
 def find_large_scans(database: Database, connection: Connection, queries: Sequence[ConditionQuery]) -> list[Finding]:
-    """Return one problem per missing index because of which each sweep (query of all records that meet a condition) reads a whole large
-    table.
+    """Return one problem per missing index that would spare each sweep (query of all records that meet a condition) from reading a large
+    table as a whole.
     """
     return [found for query in queries for found in find_missing_indexes(database, connection, query) if found.level == "problem"]
 
 
 def find_hidden_rows(database: Database, connection: Connection, queries: Sequence[ConditionQuery]) -> list[Finding]:
-    """Return one problem per table of which row-level security may hide rows from groundstate's role. Records in such rows are never
-    carried out.
+    """Return one problem per table in which row-level security may hide rows from groundstate's role. No reaction is carried out for a
+    hidden row.
     """
     asked = [table for query in queries for table in sorted(explain.tables_in_condition(query), key=lambda table: str(table.fullname))]
     return [
@@ -83,8 +84,8 @@ def find_hidden_rows(database: Database, connection: Connection, queries: Sequen
 
 
 def find_odd_due_times(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield one problem per reaction with a due time in SQLite that another program wrote in a format which does not sort among
-    groundstate's.
+    """Yield one problem per reaction that has a due time in SQLite in a format which does not sort correctly among groundstate's own times.
+    Another program wrote such a time.
     """
     for query in queries:
         words = odd_due_times.first_odd_due_time(connection, query)

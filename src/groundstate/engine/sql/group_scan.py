@@ -32,8 +32,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey, blocking, keeps_own_reaction
+from groundstate.engine.sql.attempt_filters import is_blocking, is_blocking_own_reaction
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.key_columns import column_as_stored
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.rules.blocking import BASELINE
 from groundstate.store.tables import attempt
 from groundstate.values import keys
@@ -42,7 +44,7 @@ from groundstate.values.keys import BytesOfText, NoValue
 
 VALUES_MOST = 200  # how many values one statement reads at most
 IN_VAIN_MOST = 3  # after so many passes in a row that found only locked rows, all rows are read in key order
-EACH = (1, 4, 16, 64)  # how many rows of each value one statement reads: the fewer the values, the more rows
+EACH = (1, 4, 16, 64)  # the numbers of rows that one statement may read of each value; the fewest that suffice are chosen
 Cursor = tuple[Any, ...]  # ("by", last value read), or ("rest",) for the rows without a value
 
 
@@ -60,7 +62,7 @@ class GroupStatements:
         self._first_by = (self.order.order,) if self.order is not None and self.order.order is not None else ()
         self._paging: dict[tuple[int, int, bool, bool], Select[Any]] = {}
         self._first: dict[tuple[int, int], Select[Any]] = {}
-        if self.order is not None and self.order.past_held and query.key_text_in_sql is None:
+        if self.order is not None and self.order.past_held and query.keys.key_text_in_sql is None:
             raise DeclarationError(
                 f"reaction {spec.name}: past_held= needs a primary key of one integer or text column (UUID: on PostgreSQL), since held"
                 " attempts are told by its text: leave it out"
@@ -70,7 +72,7 @@ class GroupStatements:
             and self.order is not None
             and self.order.past_held
             and spec.occurrence
-            and query.is_attempt_of_this_occurrence is None
+            and query.attempts.is_attempt_of_this_occurrence is None
         ):
             raise DeclarationError(
                 f"reaction {spec.name}: past_held= needs an occurrence of one column, UtcDateTime, integer or text, since a record that is"
@@ -99,10 +101,10 @@ class GroupStatements:
 
     @property
     def may_miss_rows(self) -> bool:
-        """Whether a pass may miss rows: if SQL cannot exclude rows with attempts, the pass may not get past the rows that wait for a
-        retry.
+        """Whether a pass may miss rows. If SQL cannot exclude rows with attempts, all the first rows of a group may be waiting for a retry,
+        and the pass would not reach the rows behind them.
         """
-        return self.query.key_text_in_sql is None and not self.must_keep_order
+        return self.query.keys.key_text_in_sql is None and not self.must_keep_order
 
     def group_text_of(self, record: Any) -> str | None:
         """Return the canonical text of the value that puts this record into its group; None if the record has no value."""
@@ -136,23 +138,25 @@ class GroupStatements:
         self, connection: Connection, wanted: Sequence[PrimaryKey], each: int = 1
     ) -> dict[PrimaryKey, list[PrimaryKey]]:
         """Return a dict from each of these records to the first `each` keys of its group. The record itself need not be ready."""
-        size = len(self.query.key_attributes)
-        return self._first_keys_in(connection.execute(self._first_keys_statement(each), self.query.key_parameters(wanted)), size)
+        size = len(self.query.keys.key_attributes)
+        return self._first_keys_in(connection.execute(self._first_keys_statement(each), self.query.keys.key_parameters(wanted)), size)
 
     def group_texts_of(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[PrimaryKey, str]:
         """Return a dict from key to the canonical text of the record's value. Records without a value are left out."""
         if not wanted:
             return {}
-        rows = connection.execute(select(self._shown, *self.query.key_attributes).where(self.query.has_key_among(list(wanted))))
+        rows = connection.execute(select(self._shown, *self.query.keys.key_attributes).where(self.query.keys.has_key_among(list(wanted))))
         return {tuple(row[1:]): keys.canonical_text(_value_as_loaded(row[0])) for row in rows if row[0] is not None}
 
     def first_key_of_each_group(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[str, PrimaryKey]:
-        """Return a dict from the text of each value to the key of the one of these records that is carried out first, whether or not it is
-        ready.
+        """Return a dict from the text of each value to a key: of these records with this value, the key of the one that is first in order,
+        even if it is not ready.
         """
         first: dict[str, PrimaryKey] = {}
         rows = connection.execute(
-            select(self._shown, *self.query.key_attributes).where(self.query.has_key_among(list(wanted))).order_by(*self.order_within_group)
+            select(self._shown, *self.query.keys.key_attributes)
+            .where(self.query.keys.has_key_among(list(wanted)))
+            .order_by(*self.order_within_group)
         )
         for row in rows:
             if row[0] is not None:
@@ -187,7 +191,7 @@ class GroupStatements:
     def select_least_value_after(self, value: Any) -> Select[Any]:
         """Return a statement that selects the least value above this one, or the least value of all if `value` is None."""
         above = self.column.is_not(None) if value is None else self.column > value
-        return select(self.column).where(self.query.ready, above).order_by(self.column).limit(1)
+        return select(self.column).where(self.query.condition.is_ready, above).order_by(self.column).limit(1)
 
     def select_rows_of_value(self, value: Any, *columns: Any) -> Select[Any]:
         """Return a statement that selects these columns of the rows with this value, in the order in which the rows are carried out."""
@@ -195,10 +199,10 @@ class GroupStatements:
 
     def _select_in_key_order(self, after: PrimaryKey, most: int, *, every: bool) -> Select[Any]:
         """Return a statement that selects rows in key order: with `every` all rows, otherwise only the rows without a value."""
-        columns = self.query.key_attributes
-        found = select(self._shown, *columns).where(self.query.ready)
-        if self.query.has_no_blocking_attempt is not None:
-            found = found.where(self.query.has_no_blocking_attempt)
+        columns = self.query.keys.key_attributes
+        found = select(self._shown, *columns).where(self.query.condition.is_ready)
+        if self.query.attempts.has_no_blocking_attempt is not None:
+            found = found.where(self.query.attempts.has_no_blocking_attempt)
         if not every:
             found = found.where(self.column.is_(None))
         if after:
@@ -212,17 +216,18 @@ class GroupStatements:
         made = self._first.get(which)
         if made is None:
             given: Any = aliased(self.query.entity, name="groundstate_given")
-            mine = [getattr(given, column.key) for column in self.query.key_attributes]
+            mine = [getattr(given, column.key) for column in self.query.keys.key_attributes]
             found = self._select_with_first_keys(mine, getattr(given, self.column.key), each, given, *mine)
-            made = self._first[which] = found.where(self.query.are_given_key(mine))
+            made = self._first[which] = found.where(self.query.keys.is_given_key(mine))
         return made
 
     def _select_with_first_keys(self, chosen: Sequence[Any], value: Any, each: int, source: Any, *order: Any) -> Select[Any]:
-        """Return a statement that selects the `chosen` columns of a source, together with the keys of the first rows that have its value.
+        """Return a statement that selects, for each row of `source`, the `chosen` columns and the keys of the first `each` records of the
+        group whose value is `value`.
 
-        On PostgreSQL the result has one row per key. On SQLite, which has no LATERAL, it has one row with all keys.
+        On PostgreSQL the result has one row per key. On SQLite, which has no LATERAL, it has one row per source row, with all the keys.
         """
-        own = self.query.key_attributes
+        own = self.query.keys.key_attributes
         if not self.query.database.locks_rows:
             lines = (
                 self.select_rows_of_value(value, one).offset(n).limit(1).correlate(source).scalar_subquery()
@@ -237,9 +242,9 @@ class GroupStatements:
         return select(*chosen, *found).select_from(source).outerjoin(line, true()).order_by(*order, *in_line)
 
     def _first_keys_in(self, rows: Iterable[Any], head: int) -> dict[tuple[Any, ...], list[PrimaryKey]]:
-        """Return a dict from the first `head` columns of the rows of `_select_with_first_keys` to the keys in these rows."""
+        """Return the result of `_select_with_first_keys` as a dict: from a row's first `head` columns to the keys in its other columns."""
         found: dict[tuple[Any, ...], list[PrimaryKey]] = {}
-        size = len(self.query.key_attributes)
+        size = len(self.query.keys.key_attributes)
         for row in rows:
             keys_found = (tuple(row[first : first + size]) for first in range(head, len(row), size))
             found.setdefault(tuple(row[:head]), []).extend(key for key in keys_found if key[0] is not None)
@@ -248,27 +253,27 @@ class GroupStatements:
     @property
     def order_within_group(self) -> tuple[Any, ...]:
         """The columns that sort the rows with the same value: the order column of `in_order` or the due time, and then the primary key."""
-        return (*self._first_by, *self.query.key_attributes) if self._first_by else self.query.cursor_columns
+        return (*self._first_by, *self.query.keys.key_attributes) if self._first_by else self.query.cursors.cursor_columns
 
     @property
     def _is_read_for_group(self) -> ColumnElement[bool]:
-        """Return the SQL condition for the rows that are read of a group (the rows with the same value of `per` or `in_order`).
+        """Return the SQL condition that selects which rows of a group (the rows with the same value of `per` or `in_order`) are read.
 
-        If an order column sorts them, ready rows with attempts are read too, since later rows must wait for them. Without an order column
-        they are left out, so that the rows behind them are reached.
+        If the rows must be carried out in order, ready rows with attempts are read too, since later rows must wait for them. Otherwise rows
+        with blocking attempts are left out, so that the rows behind them are reached.
         """
-        also = self._is_in_line if self.must_keep_order else self.query.has_no_blocking_attempt
-        return self.query.ready if also is None else and_(self.query.ready, also)
+        also = self._is_in_line if self.must_keep_order else self.query.attempts.has_no_blocking_attempt
+        return self.query.condition.is_ready if also is None else and_(self.query.condition.is_ready, also)
 
     @property
     def _is_in_line(self) -> ColumnElement[bool] | None:
-        """Return the SQL condition that no held attempt takes the row out of its line (rows with the same value, to be carried out in
-        order). None if SQL cannot tell.
+        """Return the SQL condition that the row is in its line (the rows with the same value, which are carried out in order). Later rows
+        wait for a row that is in line. None if SQL cannot tell.
 
-        A baseline (a record that matched before its reaction was introduced) is not in line. With `past_held`, a record is not in line
-        either if it has a held attempt that is not in doubt. Only attempts for the present occurrence count, as far as SQL can tell.
+        A row with a baseline (it matched before the reaction was introduced) is not in line. With `past_held`, a row is also not in line if
+        it has a held attempt that is not unsure. Only attempts for the present occurrence count, as far as SQL can tell.
         """
-        written = self.query.key_text_in_sql
+        written = self.query.keys.key_text_in_sql
         if written is None:
             return None
         spec = self.query.spec
@@ -281,8 +286,8 @@ class GroupStatements:
         )
         if self.order is not None and not self.order.past_held:
             aside = aside.where(attempt.c.why == BASELINE)
-        if spec.occurrence and (same := self.query.is_attempt_of_this_occurrence) is not None:
-            of_all = or_(blocking if spec.repeats else keeps_own_reaction, self.query.is_outdated_baseline)
+        if spec.occurrence and (same := self.query.attempts.is_attempt_of_this_occurrence) is not None:
+            of_all = or_(is_blocking if spec.repeats else is_blocking_own_reaction, self.query.attempts.is_outdated_baseline)
             aside = aside.where(or_(of_all, same))
         return not_(aside.exists())
 
@@ -338,7 +343,7 @@ class GroupPasses:
     _number: int = 0  # the number of this pass
     _in_vain: int = 0  # how many passes in a row, before this one, took nothing
     _page: dict[PrimaryKey, Any] = field(default_factory=dict)  # the value of each key of the last page
-    _busy: dict[Any, dict[PrimaryKey, int]] = field(default_factory=dict)  # value -> key found locked -> number of that pass
+    _busy: dict[Any, dict[PrimaryKey, int]] = field(default_factory=dict)  # value -> key that was found locked -> number of the pass
 
     def __post_init__(self) -> None:
         self._every_row = self.groups.may_miss_rows
@@ -364,7 +369,7 @@ class GroupPasses:
         few = self._met < self._going  # so far this pass has met fewer values than the last pass
         each = min(max(room // self._going, 1), self.groups.most_rows_of_group) if few else 1
         values, dense = max(room // each, 1), self._read_for_one == 1
-        most = min(max(values * self._read_for_one, 2), VALUES_MOST)  # at least two values: the second shows that the first is not the last
+        most = min(max(values * self._read_for_one, 2), VALUES_MOST)  # at least 2, to see whether a value follows the first
         wanted = each + max(map(len, self._busy.values()), default=0)
         deep = next((deep for deep in EACH if deep >= wanted), EACH[-1])
         found = self.groups.read_groups(connection, cursor[1:], most, deep if dense else 1)
@@ -411,7 +416,7 @@ class GroupPasses:
     def end_pass(self) -> bool:
         """End the pass. Return whether another pass must follow at once, since it may find more records, or since this pass left rows out.
 
-        Rows that were found locked are left out of the following passes, at most EACH[-1] of them, and are tried again later.
+        Rows that were found locked are left out of the following passes (at most EACH[-1] passes), and are tried again later.
         """
         self._in_vain = 0 if self._took else self._in_vain + 1
         met_busy = any(number == self._number for some in self._busy.values() for number in some.values())

@@ -58,7 +58,8 @@ def is_one_of(
     kind = of.type if kind is None else kind
     simple = isinstance(kind, Integer | String) and not isinstance(kind, Enum)
     if database.locks_rows and is_blank_padded(kind):
-        simple = False  # in a comparison with an array of texts, the column loses its trailing blanks, and the texts do not
+        # When PostgreSQL compares the column with an array of texts, it strips trailing blanks only from the column's value.
+        simple = False
     if database.locks_rows and (simple or isinstance(kind, Uuid)):
         among: Any = any_(make_parameter(list, type_=ARRAY(Text() if isinstance(kind, String) else kind)))
         return ListCondition(of == among, list)

@@ -21,8 +21,8 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.types import UserDefinedType
 
 from groundstate.engine.sql import bulk_update
-from groundstate.engine.sql.condition_query import PrimaryKey
 from groundstate.engine.sql.exact_equality import exactly_equal
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.transaction import Transaction
 
 _PLAIN = (dict, list, set, bytearray)

@@ -34,16 +34,14 @@ from sqlalchemy import (
     select,
     type_coerce,
 )
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from groundstate.engine.sql import db_errors, in_list
+from groundstate.engine.sql import in_list
 from groundstate.engine.sql.safe_text import describe_exception, reraise_keyboard_interrupt, safe_str
 from groundstate.rules import occurrences
 from groundstate.store.port import Database
 from groundstate.store.tables import UtcDateTime
 from groundstate.values import keys
-from groundstate.values.errors import GroundstateError
 from groundstate.values.keys import BytesOfText, NoValue
 
 # Types whose values are the same after they were written to either database and read again.
@@ -51,20 +49,6 @@ _PLAIN = (Integer, String, Uuid, Boolean, Date, DateTime, Enum, LargeBinary, Utc
 # Types that accept the fewest texts come first.
 _TRIED: tuple[type, ...] = (str, UUID, int, Decimal, datetime, date, time, timedelta, bytes, float, bool)
 _SAMPLE = 0.1  # a float that changes if it is stored in single precision or as a short decimal
-CURE = (
-    "give the table a key of text, integer, UUID, date, time or decimal (of a class of your own: keep its text, or let its type's"
-    " process_result_value give one of these), and make this column unique"
-)
-
-
-class KeyRefused(GroundstateError):
-    """Records of this reaction cannot be found by the texts of their keys. The reaction is not carried out, since the outcome of a call
-    could not be written into its record.
-    """
-
-    def __init__(self, words: str) -> None:
-        super().__init__(f"{words}: {CURE}")
-        self.words = words
 
 
 class _StoredKeyType(TypeEngine[Any]):
@@ -179,8 +163,8 @@ class KeyColumn:
         self._kinds: Sequence[type] = [own, *(one for one in _TRIED if one is not own)] if self._says_nothing else [own]
 
     def value_from_text(self, written: str) -> Any:
-        """Return the value with this canonical text, or the value that a person typed in this way. Raises ValueError, with a message that
-        says what was expected.
+        """Return the value that has this canonical text, or that a person wrote as this text. Raises ValueError, with a message that says
+        what was expected.
         """
         refused: list[ValueError] = []
         for kind in self._kinds:
@@ -237,44 +221,3 @@ class KeyColumn:
             return None
         there = connection.execute(select(cast(literal(_SAMPLE, kind), kind) == literal(_SAMPLE, kind))).scalar_one()
         return None if there else f"{self.column} keeps {_SAMPLE} as another number, so that no record is found by its key"
-
-
-def key_refusal(connection: Connection, query: Any, key: tuple[Any, ...] | None = None) -> KeyRefused | None:
-    """Return why the database does not find records by the texts of their keys; None if it finds them.
-
-    key: The key of an existing record. If it is None, the first record of the table is tried, if there is one.
-    """
-    columns: Sequence[KeyColumn] = query.key_columns
-    if all(one.is_plain for one in columns):
-        return None
-    try:
-        with connection.begin_nested():
-            why = next(filter(None, (one.why_float_not_found(connection) for one in columns)), None)
-            if why is None and key is None:
-                row = connection.execute(select(*query.key_columns_as_stored).limit(1)).first()
-                key = None if row is None or any(isinstance(value, NoValue) for value in row) else tuple(row)
-            if why is None and key is not None:
-                why = _why_key_not_found(connection, query, key)
-    except Exception as error:
-        if db_errors.is_raised_before_sending(error):
-            return None  # the error concerns one record only, and is reported with that record
-        if not isinstance(error, DBAPIError) or getattr(error.orig, "sqlstate", None) not in _NO_SUCH_OPERATOR:
-            raise
-        why = str(error.orig).splitlines()[0]
-    return None if why is None else KeyRefused(f"records of {query.spec.table_name} are not found by the text of their key: {why}")
-
-
-_NO_SUCH_OPERATOR = ("42883", "42804", "42725")  # SQLSTATEs: undefined or ambiguous function or operator, type mismatch
-
-
-def _why_key_not_found(connection: Connection, query: Any, key: tuple[Any, ...]) -> str | None:
-    """Return why the database does not find the record with this key by the key's text; None if it finds the record."""
-    try:
-        written = query.record_text(key)
-        again = query.key_from_text(written)
-    except (GroundstateError, ValueError) as error:
-        return str(error)
-    row = connection.execute(query.select_existing_keys([again])).first()
-    if row is not None and query.record_text(tuple(row)) == written:
-        return None
-    return f"{key[0] if len(key) == 1 else key!r} is there, and the database does not find it by {written!r}"

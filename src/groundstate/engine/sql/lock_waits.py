@@ -15,7 +15,8 @@ from sqlalchemy import ColumnElement, Connection, String, and_, literal_column, 
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine.sql import db_errors
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.store import tables
 from groundstate.store.port import Database
 
@@ -55,7 +56,7 @@ class LockedRecord:
     reaction: str
     record: str
     pid: int
-    since: datetime | None  # the start of that transaction; None if it is hidden from groundstate's role (GRANT pg_read_all_stats)
+    since: datetime | None  # the start of that transaction; None if groundstate's role may not see it (it lacks pg_read_all_stats)
     who: str
     ours: bool = False  # whether that transaction is one of groundstate's workers, by its application_name
 
@@ -77,7 +78,7 @@ def reactions_behind_locked_tables(connection: Connection, queries: Sequence[Con
             continue
         try:
             with connection.begin_nested():
-                connection.execute(select(*query.key_attributes).where(query.ready).limit(0))
+                connection.execute(select(*query.keys.key_attributes).where(query.condition.is_ready).limit(0))
         except Exception as error:
             if db_errors.is_fault_of_statement(error):
                 continue  # the condition fails for another reason, which the caller reports
@@ -159,7 +160,7 @@ def describe_first_lock_on_tables_of(query: ConditionQuery, locks: Sequence[Any]
 
 def _first_lock_on_tables_of(query: ConditionQuery, holders: Sequence[Any]) -> Any:
     """Return the first of these locks that is on a table which this condition reads by name; None if there is no such lock."""
-    names = {name.rpartition(".")[2] for name in query.names_of_tables_read}
+    names = {name.rpartition(".")[2] for name in query.tables.names_of_tables_read}
     return next((one for one in holders if one.table in names), None)
 
 
@@ -186,7 +187,7 @@ def find_locked_records(
     long: dict[str, Any] = {row.xid: row for row in connection.execute(_LONG, {"age": age.total_seconds()})}
     found: list[LockedRecord] = []
     for query in queries if long else ():
-        which = query.ready if key is None else and_(query.ready, query.has_key_among([key]))
+        which = query.condition.is_ready if key is None else and_(query.condition.is_ready, query.keys.has_key_among([key]))
         found += _locked_records_of(connection, query, long, which)
     return found
 
@@ -199,7 +200,7 @@ def describe_lock_on_record(connection: Connection, query: ConditionQuery, key: 
     if connection.dialect.name != "postgresql":
         return None
     long: dict[str, Any] = {row.xid: row for row in connection.execute(_LONG, {"age": 0.0})}
-    for one in _locked_records_of(connection, query, long, query.has_key_among([key])) if long else ():
+    for one in _locked_records_of(connection, query, long, query.keys.has_key_among([key])) if long else ():
         return f"pid {one.pid} ({one.who}) has locked its row, in a transaction{since_in_words(one.since)}"
     return None
 
@@ -210,14 +211,14 @@ def _locked_records_of(
     owner: Any = query.mapper.base_mapper.local_table
     table = connection.dialect.identifier_preparer.format_table(owner)
     xmax = literal_column(f"{table}.xmax::text", String).label("groundstate_xmax")
-    some = select(*query.key_columns_as_stored, xmax).where(which).limit(_READ_MOST).subquery()
+    some = select(*query.keys.key_columns_as_stored, xmax).where(which).limit(_READ_MOST).subquery()
     rows = connection.execute(select(some).where(some.c.groundstate_xmax.in_(list(long))).limit(_SHOWN_MOST)).all()
     found = []
     for row in rows:
         by = long[row[-1]]
         ours = by.name == OURS
         locked_by = LockedRecord(
-            query.spec.name, query.record_for_people(tuple(row[:-1])), by.pid, by.since, _describe_holder(by, ours=ours), ours
+            query.spec.name, query.keys.record_for_people(tuple(row[:-1])), by.pid, by.since, _describe_holder(by, ours=ours), ours
         )
         found.append(locked_by)
     return found

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Select, Table, inspect, literal, select
 from sqlalchemy.exc import DBAPIError, NoSuchTableError
 from sqlalchemy.orm import Session
 
-from groundstate.engine.sql import db_errors, key_columns
+from groundstate.engine.sql import db_errors, key_refusal
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.savepoint_query import query_in_savepoint, why_condition_not_evaluable
 from groundstate.store.engine_settings import translated_schema
@@ -27,9 +27,7 @@ LOAD_CURE = "give load= of its call loader options of that record, as in load=[s
 
 
 class UnbuildableStatement(GroundstateError):
-    """Why a statement of a reaction cannot be built, or why the driver does not take its values, so that the database never receives the
-    statement.
-    """
+    """Says why a statement of a reaction never reaches the database: it cannot be built, or the driver does not accept its values."""
 
 
 def find_mapping_error(
@@ -45,12 +43,12 @@ def find_mapping_error(
         with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
             # Leave out a query whose ORM filter raised an error: the filter would raise for these statements as well.
             for asked in [one for one in queries if one.filter_raised is None]:
-                for statement in asked.probe_statements:
+                for statement in asked.selects.probe_statements:
                     session.execute(statement).close()
     except Exception as error:
         if asked is not None and db_errors.is_raised_before_sending(error):
             return _unbuildable_statement(connection, asked, error)
-        if not isinstance(error, DBAPIError) or db_errors.is_transient(error):
+        if not isinstance(error, DBAPIError) or db_errors.is_no_fault_of_record(error):
             raise
         if db_errors.is_schema_mismatch(error) or (rights and db_errors.is_permission_denied(error)):
             return error
@@ -67,14 +65,14 @@ def _unbuildable_statement(connection: Connection, query: ConditionQuery, error:
         why = UnbuildableStatement(why_condition_not_evaluable(errors[0]))
     else:
         why = UnbuildableStatement(
-            f"its record cannot be loaded: {db_errors.database_message(error)}{f': {LOAD_CURE}' if query.options else ''}"
+            f"its record cannot be loaded: {db_errors.database_message(error)}{f': {LOAD_CURE}' if query.loading.options else ''}"
         )
     why.__cause__ = error
     return why
 
 
 def _select_by_condition(query: ConditionQuery) -> Select[Any]:
-    return select(literal(1)).select_from(query.entity).where(query.ready).limit(0)
+    return select(literal(1)).select_from(query.entity).where(query.condition.is_ready).limit(0)
 
 
 def describe_missing_names(connection: Connection, queries: Sequence[ConditionQuery]) -> dict[str, str]:
@@ -105,15 +103,15 @@ def why_not_carried_out(connection: Connection, queries: Sequence[ConditionQuery
         name: f"{words}: {CURE}" for name, words in describe_missing_names(connection, queries).items()
     } | describe_unbuildable_statements(connection, queries)
     for query in queries:
-        why = None if query.spec.name in found else query.filter_raised or key_columns.key_refusal(connection, query)
+        why = None if query.spec.name in found else query.filter_raised or key_refusal.find_key_refusal(connection, query)
         if why is not None:
             found[query.spec.name] = str(why)
     return found
 
 
 def reactions_not_evaluable(connection: Connection, queries: Sequence[ConditionQuery], lacks: Mapping[str, str]) -> dict[str, str]:
-    """Return those entries of `lacks` (reaction name to reason) for which not even the reaction's condition can be evaluated, since the
-    condition itself needs what is missing.
+    """Return the entries of `lacks` (reaction name to reason) for the reactions whose condition cannot be evaluated, since the condition
+    itself needs what is missing.
     """
     found = {}
     for query in queries:
@@ -145,10 +143,10 @@ def _sentence_about_missing(kind: str, names: Sequence[str]) -> str:
 def _missing_tables_and_columns(connection: Connection, query: ConditionQuery) -> Iterator[tuple[str, str]]:
     """Yield a pair (kind, name) for each table or column that is needed to load the record and does not exist.
 
-    If only a clause over other tables needs what is missing, yield nothing.
+    Tables and columns that only clauses over other tables need are not checked.
     """
     looked = inspect(connection)
-    for table in query.tables_loaded:
+    for table in query.loading.tables_loaded:
         if not isinstance(table, Table):
             continue
         try:

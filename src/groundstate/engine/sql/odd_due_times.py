@@ -7,8 +7,9 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Connection, LargeBinary, Text, and_, case, cast, func, not_, or_, select, type_coerce
 from sqlalchemy.types import NullType
 
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.due_expression import begins_with_calendar_day
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.unreadable_columns import stored_bytes_as_text
 
 LOOKED_AT = 10_000  # how many rows of one reaction are checked at most
@@ -19,12 +20,12 @@ _SORTS = [_DAY, *[f"{_DAY} {hour}:[0-5][0-9]:[0-5][0-9]*" for hour in ("[01][0-9
 
 def first_odd_due_time(connection: Connection, query: ConditionQuery) -> str | None:
     """Return a description of the wrong due time of one record that meets the condition; None if no such record was found."""
-    return _describe_odd_due_time(connection, query, query.condition)
+    return _describe_odd_due_time(connection, query, query.condition.holds)
 
 
 def odd_due_time_of_record(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> str | None:
     """Return a description of the wrong due time of this record; None if its due time is right."""
-    return _describe_odd_due_time(connection, query, query.has_key_among([key]))
+    return _describe_odd_due_time(connection, query, query.keys.has_key_among([key]))
 
 
 def _describe_odd_due_time(connection: Connection, query: ConditionQuery, which: ColumnElement[bool]) -> str | None:

@@ -15,7 +15,8 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 
 from groundstate.engine.sql import db_errors
-from groundstate.engine.sql.condition_query import APART_MOST, ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import APART_MOST, ConditionQuery
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.savepoint_query import OF_ONE, query_in_savepoint, why_condition_not_evaluable
 from groundstate.store.port import Database
 from groundstate.store.tables import attempt as table
@@ -45,8 +46,9 @@ class RaisingRowSearch:
 
     def search_next_page(self, connection: Connection, query: ConditionQuery) -> None:
         """Search one more page of keys for failing rows."""
-        rows = [tuple(row) for row in connection.execute(query.select_keys_after(self.cursor, PAGE))]
-        wanted = [key for key in rows if not any(type(value) is NoValue for value in key)]  # others are reported by a pass over the table
+        rows = [tuple(row) for row in connection.execute(query.keys.select_keys_after(self.cursor, PAGE))]
+        # Leave out keys that cannot be loaded: the pass over the table reports them.
+        wanted = [key for key in rows if not any(type(value) is NoValue for value in key)]
         if wanted:
             self.ready += ready_keys_splitting_on_error(connection, query, wanted, self.culprits)
         self.cursor = rows[-1] if rows else self.cursor
@@ -54,7 +56,7 @@ class RaisingRowSearch:
 
     def describe_culprits(self, query: ConditionQuery) -> str:
         """Return a phrase that says for which records the condition cannot be evaluated, and why."""
-        some = [query.record_for_people(key) for key in list(self.culprits)[:SHOWN]]
+        some = [query.keys.record_for_people(key) for key in list(self.culprits)[:SHOWN]]
         more = len(self.culprits) - len(some)
         beside = "" if not more else f" and more than {APART_MOST:,} others" if self.has_too_many else f" and {more:,} others"
         return f"its condition cannot be asked of record {', '.join(some)}{beside}: {next(iter(self.culprits.values()))}"
@@ -71,7 +73,7 @@ def ready_keys_splitting_on_error(
         return []
     try:
         with connection.begin_nested():
-            return [tuple(row) for row in connection.execute(query.select_given_ready_keys, query.key_parameters(wanted))]
+            return [tuple(row) for row in connection.execute(query.selects.select_given_ready_keys, query.keys.key_parameters(wanted))]
     except DBAPIError as error:
         if not db_errors.is_caused_by_value(error):
             raise
@@ -89,8 +91,10 @@ def ask_excluding_raising_rows(
 ) -> T | None:
     """Run `ask` in a savepoint, and return its result. If the evaluation fails for some rows, exclude these rows and run `ask` again.
 
-    If `ask` fails again, call `on_failure` with the error and the reason, and return None. known: Exclude the failing rows only if each of
-    them has an attempt, which reports it to people; otherwise exclude all failing rows that are found.
+    If `ask` fails again, call `on_failure` with the error and the reason, and return None.
+
+    known: If True, exclude the failing rows only if each of them has an attempt, which shows the failure to people. If False, exclude all
+        failing rows that are found.
     """
     errors: list[Exception] = []
     found = query_in_savepoint(connection, ask, errors.append)
@@ -115,7 +119,7 @@ def _keys_with_attempts(connection: Connection, query: ConditionQuery, saying: s
     """Return the keys of the records with a failed or held attempt whose error text begins with `saying`; at most APART_MOST keys."""
     mine = select(table.c.record).where(table.c.app == query.spec.app, table.c.reaction == query.spec.name)
     mine = mine.where(table.c.state.in_(["failed", "held"]), table.c.error.startswith(saying, autoescape=True)).limit(APART_MOST)
-    return {key for text in connection.execute(mine).scalars() if (key := query.key_from_text_or_none(text)) is not None}
+    return {key for text in connection.execute(mine).scalars() if (key := query.keys.key_from_text_or_none(text)) is not None}
 
 
 def retry_without_raising_rows(database: Database, query: ConditionQuery, do: Callable[[], T]) -> T:

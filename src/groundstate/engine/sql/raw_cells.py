@@ -1,7 +1,7 @@
 """Reads rows of groundstate's own tables in a way that never fails, whatever a person has written into them. Changes nothing.
 
-The columns' types raise for a value that is not of their type: SQLite stores any value, and PostgreSQL has times that Python has not. So
-each cell is read as text, together with the kind of its value, and is converted separately.
+A column's type raises an error for a stored value that it cannot convert: SQLite stores any value in any column, and PostgreSQL has times
+that Python cannot represent. So each cell is read as text, together with the kind of its value, and is converted separately.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, ColumnElement, Integer, LargeBinary, Text, and_, bindparam, cast, func, literal
 
-from groundstate.rules.begun_kind import is_readable
+from groundstate.rules.begun_kind import is_known_begun_with
 from groundstate.store.port import Database
 from groundstate.store.tables import UtcDateTime
 
@@ -40,7 +40,7 @@ class RawCell:
         return self.raw.decode(errors="backslashreplace") if isinstance(self.raw, bytes) else str(self.raw)
 
     @property
-    def is_readable(self) -> bool:
+    def has_expected_type(self) -> bool:
         """Whether the stored value has the column's type, and is one that groundstate may have written."""
         if self.raw is None:
             return bool(self.column.nullable)
@@ -60,7 +60,7 @@ class RawCell:
         kind = self.column.type
         if isinstance(kind, Text):
             sound = self.kind == "text" and (not isinstance(self.raw, bytes) or _is_utf8(self.raw))
-            if sound and (self.column.name != "begun_with" or is_readable(text)):
+            if sound and (self.column.name != "begun_with" or is_known_begun_with(text)):
                 return text
         elif isinstance(kind, UtcDateTime):
             return self._parse_instant(text)

@@ -1,7 +1,7 @@
 """Makes the record that a call is given: detached from its session, loaded, and refusing writes (rules.md 12).
 
-A value that is changed in place (a dict of JSON, a pickled object, a list of loaded records) could refuse the change only if its type were
-not the type that the user's code expects. So such values are compared before and after the call, and a change is reported.
+A mutable value (a dict of JSON, a pickled object, a list of loaded records) does not refuse a change in place: it would need another type
+than the user's code expects. So mutable values are compared before and after the call, and a change is reported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Detects and slows down cycles: reactions that make each other's conditions hold again for ever, although nothing fails.
 
 It works in the memory of one worker, writes nothing, and stops no reaction. If a reaction carries out the same record again and again, that
-need not be a cycle, since another program may want it. So a record that came ten times within a minute is traced: the worker's transactions
-note which traced conditions they made hold. Only a chain of these transactions that leads back to its start is reported and slowed down.
+need not be a cycle, since another program may make the condition hold again. So a record that came ten times within a minute is traced: the
+worker's transactions note which traced conditions they made hold. Only a chain of these transactions that leads back to its start is
+reported and slowed down.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Protocol
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.record_keys import PrimaryKey
 
 log = logging.getLogger("groundstate")
-WITHIN_S = 60.0  # seconds: the period in which it is counted how often a record is carried out again (its returns)
+WITHIN_S = 60.0  # seconds: the period in which the returns of a record are counted (how often it is carried out again)
 TIMES = 20  # after so many returns of a record within WITHIN_S, with the same occurrence, a cycle is reported
 TRACED_AFTER = 10  # after so many returns within WITHIN_S, a record is traced
-PROVEN = 5  # so often must this worker's transactions have made the condition hold, and in at least half of the runs
+PROVEN = 5  # this worker's transactions must have made the condition hold so often, and for at least half of the runs
 REMEMBERED = 10_000  # how many keys of records each of two generations remembers (the older generation is dropped as a whole)
 COUNTED_MOST = 10_000  # how many records have their returns counted at the same time
 TRACED_MOST = 200  # how many steps (see Step) are traced at the same time
@@ -38,8 +40,8 @@ Step = tuple[ConditionQuery, PrimaryKey, str]
 _NONE: frozenset[PrimaryKey] = frozenset()
 
 
-class TakenRecord(Protocol):
-    """A record that a transaction has taken, to carry it out."""
+class RecordOfBatch(Protocol):
+    """A record that a transaction has claimed, to carry it out."""
 
     @property
     def key(self) -> PrimaryKey: ...
@@ -119,7 +121,8 @@ class RecordCycles:
         self._cleaned_at = 0.0
         self._traced: dict[Step, _Trace] = {}
         self._slowed: dict[Step, _SlowedCycle] = {}
-        self._met: dict[_SlowedCycle, None] = {}  # cycles with steps that were ready during the cycle's pause, as a dict for its order
+        # cycles with steps that were ready during the cycle's pause; a dict without values is used, since it keeps their order
+        self._met: dict[_SlowedCycle, None] = {}
         self._looked_at = 0.0
         self._lines = 0
         self._lines_since = 0.0
@@ -134,8 +137,8 @@ class RecordCycles:
         return len(set(self._slowed.values()))
 
     def recent_cycles(self, now: float) -> list[tuple[float, Sequence[Step]]]:
-        """Return pairs (time since when the cycle is slowed down, its steps) for the cycles that were active lately, the oldest first. The
-        time is in monotonic seconds.
+        """Return a pair for each cycle that was active lately, the oldest first: the time at which this worker began to slow it down, in
+        monotonic seconds, and its steps.
         """
         some = dict.fromkeys(self._slowed.values())
         return [(slow.since, slow.steps) for slow in some if slow.met or slow.until > now - LATELY_S]
@@ -154,12 +157,12 @@ class RecordCycles:
         return True
 
     def note_conditions_before(
-        self, query: ConditionQuery, connection: Connection, taken: Iterable[TakenRecord]
+        self, query: ConditionQuery, connection: Connection, records: Iterable[RecordOfBatch]
     ) -> TracedTransaction | None:
-        """Note which traced conditions hold before the handlers run. Return None if none of the taken records is traced."""
+        """Note which traced conditions hold before the handlers run. Return None if none of these records is traced."""
         if not self._traced:
             return None
-        mine = [step for one in taken if (step := (query, one.key, one.occurrence)) in self._traced]
+        mine = [step for record in records if (step := (query, record.key, record.occurrence)) in self._traced]
         if not mine:
             return None
         others = [step for step in self._traced if step not in mine]
@@ -182,11 +185,11 @@ class RecordCycles:
             watch.made.append((step, own or list(watch.mine)))
 
     # ---- after the transaction's commit --------------------------------------------------------------------------------------------
-    def count_carried_out(self, query: ConditionQuery, works: Sequence[TakenRecord], watch: TracedTransaction | None) -> None:
-        """Count that these records were carried out, and slow down a cycle if that shows one. Call it after the commit of their
-        transaction.
+    def count_carried_out(self, query: ConditionQuery, records: Sequence[RecordOfBatch], watch: TracedTransaction | None) -> None:
+        """Count that these records were carried out, and slow down each cycle that the counts and traces now prove. Call it after the
+        commit of the records' transaction.
         """
-        now, found = query.database.clock.monotonic(), {one.key for one in works}
+        now, found = query.database.clock.monotonic(), {record.key for record in records}
         recent = self._recent.get(query)
         if recent is None:
             recent = self._recent[query] = set()
@@ -199,9 +202,9 @@ class RecordCycles:
         if self._remembered > REMEMBERED or now - self._turned_at > WITHIN_S / 2:
             self._before, self._recent, self._remembered, self._turned_at = self._recent, {}, 0, now
         if self._slowed:
-            self._restart_pauses(query, works, now)
+            self._restart_pauses(query, records, now)
         if again:
-            self._count_returns([(query, one.key, one.occurrence) for one in works if one.key in again], now)
+            self._count_returns([(query, record.key, record.occurrence) for record in records if record.key in again], now)
         if watch is not None:
             self._judge_traced_steps(watch, now)
 
@@ -224,9 +227,9 @@ class RecordCycles:
                 if count.times >= TRACED_AFTER and now >= count.acquitted_until and len(self._traced) < TRACED_MOST:
                     self._traced.setdefault(step, _Trace())
 
-    def _restart_pauses(self, query: ConditionQuery, works: Iterable[TakenRecord], now: float) -> None:
-        for one in works:
-            slow = self._slowed.get((query, one.key, one.occurrence))
+    def _restart_pauses(self, query: ConditionQuery, records: Iterable[RecordOfBatch], now: float) -> None:
+        for record in records:
+            slow = self._slowed.get((query, record.key, record.occurrence))
             if slow is not None:
                 slow.until, slow.pause_s = now + slow.pause_s, min(slow.pause_s * 2, LONGEST_S)
 
@@ -238,8 +241,8 @@ class RecordCycles:
         self._traced = {one: trace for one, trace in self._traced.items() if one[:2] in self._again}
 
     def _judge_traced_steps(self, watch: TracedTransaction, now: float) -> None:
-        """Update the traces with what this transaction did, slow down each cycle that is proven, and stop tracing steps that are no
-        cycle.
+        """Update the traces with what this transaction did, slow down each cycle that is proven, and stop tracing steps that turned out to
+        be in no cycle.
         """
         for step in watch.mine:
             if step in self._traced:
@@ -290,7 +293,7 @@ class RecordCycles:
     def _report_cycle(self, ring: Sequence[Step], now: float) -> None:
         names = tuple(dict.fromkeys(query.spec.name for query, _, _ in ring))
         query, key, _ = ring[0]
-        record = query.record_text(key)
+        record = query.keys.record_text(key)
         others = f"{', '.join(names[1:])} make{'s' if len(names) == 2 else ''}" if len(names) > 1 else "it makes by itself"
         words = (
             f"{query.spec.table_name} {record} goes round: {names[0]} carried it out {TIMES} times within a minute without a new"
@@ -338,9 +341,9 @@ def _steps_that_hold(connection: Connection, steps: Sequence[Step]) -> set[Step]
         by_question.setdefault(step[0], {})[step[1]] = step
     found: set[Step] = set()
     for query, wanted in by_question.items():
-        width = len(query.key_attributes)
-        for row in connection.execute(query.select_due_occurrences(list(wanted))):
+        width = len(query.keys.key_attributes)
+        for row in connection.execute(query.selects.select_due_occurrences(list(wanted))):
             known = wanted.get(tuple(row[:width]))
-            if known is not None and query.is_same_occurrence(known[2], query.occurrence_text_of_values(row[width:])):
+            if known is not None and query.occurrences.means_occurrence(known[2], query.occurrences.occurrence_text_of_values(row[width:])):
                 found.add(known)
     return found

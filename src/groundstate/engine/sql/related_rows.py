@@ -26,13 +26,13 @@ from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 from groundstate.engine.sql import bulk_update, db_errors
 from groundstate.engine.sql.db_errors import LostUpdate, RelatedRow
 from groundstate.engine.sql.exact_equality import exactly_equal
-from groundstate.engine.sql.views import is_table
+from groundstate.engine.sql.side_effects import is_table
 from groundstate.store.port import Database
 
 log = logging.getLogger("groundstate")
 T = TypeVar("T")
 NO_ROWS: frozenset[RelatedRow] = frozenset()
-# immediate repetitions of a transaction after its first run; after that LostUpdate is raised, and the caller tries again later
+# how often a transaction is run again at once after its first run; then LostUpdate is raised, and the caller tries again later
 AGAIN_MOST = 5
 
 
@@ -40,7 +40,7 @@ def redo_lost_updates(body: Callable[[frozenset[RelatedRow]], T]) -> T:
     """Run a transaction, and return its result. `body` gets the rows that it must lock first: at first none; after a LostUpdate, `body` is
     run again with the rows that the LostUpdate names.
 
-    Raises LostUpdate if AGAIN_MOST repeats lost an update as well.
+    Raises LostUpdate if the last of the AGAIN_MOST repetitions raises it too.
     """
     first = NO_ROWS
     for _ in range(AGAIN_MOST):
@@ -117,11 +117,11 @@ class RelatedRowLocks:
             if not db_errors.is_serialization_failure(error):
                 raise
             log.debug("deadlock over other rows that a handler changed: the transaction is repeated", extra={"event": "update_crossed"})
-            raise self._lost_update(read) from error
+            raise self._build_lost_update(read) from error
         if found.missing or found.changed:
             lost = sorted(f"{row.mapper.local_table} {row.identity}" for row in found.missing | found.changed)
             log.debug("another transaction changed rows since a handler read them: %s", ", ".join(lost), extra={"event": "update_lost"})
-            raise self._lost_update(read)
+            raise self._build_lost_update(read)
         self._locked |= dict.fromkeys(read, session.get_nested_transaction())
 
     def _is_claimed(self, one: Any) -> bool:
@@ -129,7 +129,7 @@ class RelatedRowLocks:
         known = self._claimed.get(id(one))
         return known is not None and known[1].issuperset(inspect(one).mapper.tables)
 
-    def _lost_update(self, read: Iterable[RelatedRow]) -> LostUpdate:
+    def _build_lost_update(self, read: Iterable[RelatedRow]) -> LostUpdate:
         self.lost = LostUpdate(frozenset(self._locked) | frozenset(read))
         return self.lost
 
@@ -192,11 +192,11 @@ def _writes_its_row(record: Any) -> bool:
 
 
 def _members_written(dirty: Iterable[Any], gone: Iterable[Any]) -> tuple[list[Any], list[Any]]:
-    """Return two lists of members whose rows a flush writes: members that were added to a collection, and members that were removed from
-    one.
+    """Return two lists of collection members whose rows a flush writes.
 
-    The first list includes the members of a deleted owner; members in the second list may be deleted themselves. If a member has a
-    relationship of its own to the owner, the member is among the dirty objects as well.
+    The first list has the members that were added to a collection, and the members of a deleted owner. The second list has the members
+    that were removed from a collection; some of them may be deleted themselves. A member with a relationship of its own to the owner is
+    among the dirty objects as well.
     """
     put_in: list[Any] = []
     taken_out: list[Any] = []

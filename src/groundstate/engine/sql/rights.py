@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, Table, text
 
-from groundstate.engine.sql.condition_query import sql_table_name
+from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.store.port import Database
 
 _OF_RECORDS = ("SELECT", "UPDATE")  # a record is locked before its handler runs, and PostgreSQL demands the right to UPDATE for a lock

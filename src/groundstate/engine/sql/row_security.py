@@ -1,5 +1,5 @@
-"""Finds tables of which PostgreSQL's row-level security hides rows from groundstate's role. A worker never sees such rows, so they are not
-carried out. Runs only SELECTs.
+"""Finds tables in which PostgreSQL's row-level security hides rows from groundstate's role. A worker never sees hidden rows, so no reaction
+is carried out for them. Runs only SELECTs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, text
 
-from groundstate.engine.sql.condition_query import sql_table_name
+from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.store.port import Database
 
 _COMMANDS = ("SELECT", "UPDATE")  # the commands that a worker runs on a record (SELECT ... FOR NO KEY UPDATE counts as UPDATE)
@@ -30,7 +30,7 @@ _ROLE = text("SELECT quote_ident(current_user)")
 
 
 def tables_with_hidden_rows(database: Database, connection: Connection, tables: Sequence[Table]) -> list[str]:
-    """Return the SQL names of those of these tables whose policies may hide rows from this role."""
+    """Return the SQL names of the tables, among those given, whose policies may hide rows from this role."""
     if database.name != "postgresql":
         return []
     names = list(dict.fromkeys(sql_table_name(table, database) for table in tables))

@@ -1,7 +1,7 @@
-"""Loads the rows that handlers get by key without a flush, if no flush could change them, and keeps them in the session.
+"""Saves flushes when handlers get rows by key: if no flush could change a row, it is loaded without a flush, and kept in the session.
 
 A handler may load the account of its order and increment a count there. For each row that is not loaded yet, SQLAlchemy would first flush
-what earlier handlers of the batch have changed, record by record. After its flush it would forget the row, so that the next handler would
+what earlier handlers of the batch have changed, record by record. After the flush it would forget the row, so that the next handler would
 load it again. Only triggers and rules can make the statements of a flush change another row, so a flush is done first if a table has any.
 """
 
@@ -16,8 +16,8 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.mapper import _all_registries
 
 from groundstate.engine.sql import bulk_update
-from groundstate.engine.sql.condition_query import sql_table_name
-from groundstate.engine.sql.views import is_table
+from groundstate.engine.sql.side_effects import is_table
+from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.store.port import Database
 
 KEPT_MOST = 10_000  # how many rows one transaction keeps
@@ -119,14 +119,14 @@ class RowsByKey:
         return any(bulk_update.has_write_listeners(its) or any(self._has_hooks(session, table) for table in its.tables) for its in mappers)
 
     def _has_any_hooks(self, session: Session) -> bool:
-        """Return whether any mapper has a listener, or any table has a trigger or a rule. Checked first, since this costs little."""
+        """Return whether any mapper has a listener, or any table has a trigger or a rule. If none has, no table is checked by itself."""
         if self._any_hooked is None:
             heard = any(bulk_update.has_write_listeners(one) for registry in _all_registries() for one in registry.mappers)
             self._any_hooked = heard or bool(session.connection().execute(_ANY_HOOKS[self._database.name]).scalar())
         return self._any_hooked
 
     def _shows_only_own_row(self, session: Session, mapper: Mapper[Any]) -> bool:
-        """Return whether a row of this mapper is loaded without other rows, which a flush might change."""
+        """Return whether loading a row of this mapper loads no other rows. Other rows might be changed by a flush."""
         return _loads_only_own_row(mapper) and all(is_table(self._database, session.connection(), table) for table in mapper.tables)
 
     def _has_hooks(self, session: Session, table: Any) -> bool:
@@ -147,7 +147,7 @@ class RowsByKey:
 
 
 def _has_loaded_members(record: Any) -> bool:
-    """Return whether a relationship of this record is loaded whose members refer to the record by their own foreign key."""
+    """Return whether this record has a loaded relationship whose members refer to the record by a foreign key of theirs."""
     state: Any = instance_state(record)
     return any(name in state.dict for name in _member_relationships(state.mapper))
 

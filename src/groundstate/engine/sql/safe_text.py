@@ -24,7 +24,7 @@ _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "p
 class UserCodeRaised(Exception):
     """Wraps a BaseException that the user's code raised, so that the exception does not end a thread of groundstate.
 
-    Such an exception is the SystemExit of a library, or a proxy of an exception whose class cannot be read.
+    It wraps, for example, a SystemExit that a library raised, or a proxy of an exception whose class cannot be read.
     """
 
     def __init__(self, error: BaseException) -> None:

@@ -1,7 +1,7 @@
 """Runs a query for one reaction in a savepoint, so that a condition that cannot be evaluated does not stop other reactions.
 
-A condition may fail for every row, such as one that names a function that does not exist. Or it may fail for some rows only, such as one
-that casts a text to a number.
+A condition may fail for every row, for example because it names a function that does not exist. Or it may fail only for some rows, for
+example because it casts a text to a number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def in_savepoint(connection: Connection) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not db_errors.is_transient(error):  # after a transient error the transaction or its connection may be gone
+        if not db_errors.is_no_fault_of_record(error):  # after a transient error the transaction or its connection may be gone
             connection.exec_driver_sql("ROLLBACK TO SAVEPOINT groundstate_asked")
             connection.exec_driver_sql("RELEASE SAVEPOINT groundstate_asked")
         raise

@@ -28,7 +28,7 @@ def check_tables(database: Database) -> None:
                 # Use a SELECT of no rows, since reflection would take a tenth of a second at each start.
                 connection.execute(select(table).limit(0))
         except DBAPIError as error:
-            if db_errors.is_transient(error):
+            if db_errors.is_no_fault_of_record(error):
                 raise
             _raise_what_is_missing(database, table, error)
 

@@ -1,5 +1,5 @@
-"""Refuses what would make an attempt impossible to conclude, in any session of this process, before it reaches the database. Writes
-nothing.
+"""Refuses, in every session of this process, writes that would make an attempt impossible to conclude. A refused write does not reach the
+database. This module itself writes nothing.
 
 While an attempt exists for a record, the record must not be deleted or get another key, since the attempt could not be concluded any more
 (hazard 14). The check covers flushes, and the UPDATEs and DELETEs that a session executes. It does not cover SQL as text, or statements
@@ -32,7 +32,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, UOWTransaction
 
 from groundstate.engine.sql import call_write_guard
-from groundstate.engine.sql.condition_query import ConditionQuery, blocking, keeps_own_reaction
+from groundstate.engine.sql.attempt_filters import is_blocking, is_blocking_own_reaction
+from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store.same_database import StoreLocation
 from groundstate.store.tables import attempt
 from groundstate.values import keys
@@ -46,14 +47,14 @@ class _GuardedTable:
     """A table of one store on whose records reactions are declared."""
 
     place: StoreLocation
-    spellings: frozenset[str]  # the names of the table that attempts may have in their column `blocks`
+    spellings: frozenset[str]  # the names that attempts may hold for the table in their column `blocks`
     mapper: Mapper[Any]
     key: tuple[Any, ...]
     text_in_sql: ColumnElement[str] | None
     beside: frozenset[tuple[str, str]]  # pairs (app, reaction) for the reactions with a done column, whose attempts name no table
 
     @property
-    def is_on_table(self) -> ColumnElement[bool]:
+    def attempts_of_table_clause(self) -> ColumnElement[bool]:
         """The SQL condition that an attempt belongs to a record of this table."""
         named = attempt.c.blocks.in_(sorted(self.spellings))
         if not self.beside:
@@ -62,8 +63,8 @@ class _GuardedTable:
         return or_(named, and_(attempt.c.blocks.is_(None), its))
 
     def is_reached_by(self, connection: Connection) -> bool:
-        """Return whether this connection leads to the table's store. Another database may have tables with the same names, but without
-        groundstate's tables.
+        """Return whether this connection leads to the store of the guarded table. Another database may have a table of the same name, which
+        is not guarded.
         """
         return self.place.is_at(connection.engine.url) or self.place.is_behind(connection)
 
@@ -79,7 +80,11 @@ def guard_records(query: ConditionQuery) -> None:
         name = str(getattr(table, "fullname", table))
         known = _guarded.get(name, {})
         before = known.get(place.name)
-        told = frozenset(query.table_name_spellings) if before is None else before.spellings.union(query.table_name_spellings)
+        told = (
+            frozenset(query.attempts.table_name_spellings)
+            if before is None
+            else before.spellings.union(query.attempts.table_name_spellings)
+        )
         beside = frozenset() if before is None else before.beside
         if query.spec.done_column is not None:
             beside |= {(query.spec.app, query.spec.name)}
@@ -95,7 +100,7 @@ def _key_text_in_sql(query: ConditionQuery) -> ColumnElement[str] | None:
     """Return the SQL for the text of the record's key, by the table's own column: an attribute of a subclass would leave out the rows of
     other subclasses. None if SQL cannot compute this text.
     """
-    if query.key_text_in_sql is None:
+    if query.keys.key_text_in_sql is None:
         return None
     column: Any = query.mapper.base_mapper.primary_key[0]
     return column if isinstance(column.type, String) else cast(column, Text)
@@ -108,10 +113,10 @@ def _refuse_unsafe_flush(session: Session, _context: UOWTransaction, _instances:
     """
     call_write_guard.refuse_flush_in_call(session)
     for record in session.deleted:
-        _refuse_under_attempt(session, record, "deleted", blocking)
+        _refuse_under_attempt(session, record, "deleted", is_blocking)
     for record in session.dirty:
-        if _has_key_changed(record):  # with another key the record would be called again, whatever attempt is held for the old key
-            _refuse_under_attempt(session, record, "given another primary key", keeps_own_reaction)
+        if _has_key_changed(record):  # an attempt names the old key, so a call could be made again for the record under its new key
+            _refuse_under_attempt(session, record, "given another primary key", is_blocking_own_reaction)
 
 
 def _has_key_changed(record: Any) -> bool:
@@ -125,8 +130,8 @@ def _has_key_changed(record: Any) -> bool:
 
 
 def _refuse_under_attempt(session: Session, record: Any, what: str, standing: ColumnElement[bool]) -> None:
-    """Raise StateRefusedError if an attempt exists for this record that meets the SQL condition `standing`. what: What the session would do
-    to the record, in words.
+    """Raise StateRefusedError if this record has an attempt that meets the SQL condition `standing`. what: What the session would do to the
+    record, in words.
     """
     state: Any = inspect(record)
     table_name = str(state.mapper.base_mapper.local_table.fullname)
@@ -141,7 +146,7 @@ def _refuse_under_attempt(session: Session, record: Any, what: str, standing: Co
         guarded = _guarded_table_in_store(table_name, connection)
         if guarded is None:
             return
-        on_it = (guarded.is_on_table, attempt.c.record == text)
+        on_it = (guarded.attempts_of_table_clause, attempt.c.record == text)
         found = connection.execute(select(attempt.c.reaction, attempt.c.record, attempt.c.state).where(*on_it, standing).limit(1))
         row = found.first()
     if row is not None:
@@ -174,9 +179,9 @@ def _refuse_unsafe_update_or_delete(state: ORMExecuteState) -> None:
     ):
         return
     if isinstance(statement, Delete):
-        _refuse_statement(state, statement, "deleted", blocking)
+        _refuse_statement(state, statement, "deleted", is_blocking)
     elif not _updates_by_key(state) and any(_new_key_values(statement, state.parameters)):
-        _refuse_statement(state, statement, "given another primary key", keeps_own_reaction)
+        _refuse_statement(state, statement, "given another primary key", is_blocking_own_reaction)
 
 
 def _updates_by_key(state: ORMExecuteState) -> bool:
@@ -187,7 +192,8 @@ def _updates_by_key(state: ORMExecuteState) -> bool:
 def _new_key_values(statement: Update, parameters: Any) -> list[tuple[Any, Any]]:
     """Return pairs (key column, new value) for the key columns that the statement sets."""
     whole: Any = statement
-    ordered = dict(getattr(whole, "_ordered_values", None) or ())  # SQLAlchemy 2.0; newer versions include them in `_values`
+    # Only SQLAlchemy 2.0 has `_ordered_values`. Newer versions include these values in `_values`.
+    ordered = dict(getattr(whole, "_ordered_values", None) or ())
     given: dict[Any, Any] = {**dict(whole._values or {}), **ordered}  # noqa: SLF001  # has no public name
     for one in [parameters] if isinstance(parameters, Mapping) else parameters or []:
         given.update(one)
@@ -214,7 +220,7 @@ def _refuse_statement(state: ORMExecuteState, statement: Any, what: str, standin
     guarded = _guarded_table_in_store(name, connection)
     if guarded is None:
         return
-    stands: tuple[Any, ...] = (guarded.is_on_table, standing)
+    stands: tuple[Any, ...] = (guarded.attempts_of_table_clause, standing)
     mine = _record_of_running_handler(session, guarded) if what == "deleted" else None
     if mine is not None:  # the attempt of that record ends in this very transaction, so its record may be changed
         stands = (*stands, attempt.c.record != mine)

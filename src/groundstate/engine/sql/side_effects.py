@@ -1,5 +1,5 @@
-"""Finds out what else a write to a table may change: by a trigger, a rule, a view, or the action of a foreign key. Answers are kept for a
-minute, so that they cost most batches nothing.
+"""Finds out what else a write to a table may change: by a trigger, a rule, a view, or the action of a foreign key. The answers come from
+the database's catalogue, and are kept for a minute, so that they cost most batches nothing. Whether a name is a table is asked only once.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, text
 
-from groundstate.engine.sql.condition_query import sql_table_name
-from groundstate.engine.sql.views import is_table
+from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.store.port import Database
 
 KEPT_S = 60.0  # seconds: how long an answer is kept. After this time a trigger that was created in between is noticed
@@ -64,3 +63,25 @@ def _query_or_cached(database: Database, connection: Connection, table: Table, w
         answer = connection.execute(statements[database.name], {"name": name, **values}).scalar()
         found = known[name, what] = (bool(answer), now)
     return found[0]
+
+
+_IS_TABLE = {
+    "postgresql": text("SELECT relkind IN ('r', 'p') FROM pg_class WHERE oid = to_regclass(:name)"),
+    "sqlite": text(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(:name))"
+        " AND NOT EXISTS (SELECT 1 FROM sqlite_temp_master WHERE lower(name) = lower(:name))"
+    ),
+}
+_tables: weakref.WeakKeyDictionary[Database, dict[str, bool]] = weakref.WeakKeyDictionary()
+
+
+def is_table(database: Database, connection: Connection, table: Any) -> bool:
+    """Return whether the database has a table, and no view, of this name. False if this cannot be found out: for a table in an attached
+    file of SQLite, or for a table that does not exist.
+    """
+    if not database.locks_rows and connection.schema_for_object(table) is not None:
+        return False
+    known, name = _tables.setdefault(database, {}), sql_table_name(table, database) if database.locks_rows else table.name
+    if name not in known:
+        known[name] = bool(connection.execute(_IS_TABLE[database.name], {"name": name}).scalar())
+    return known[name]

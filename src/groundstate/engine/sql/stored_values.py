@@ -1,4 +1,5 @@
-"""Finds stored values that no clause can match by their column's type: written past SQLAlchemy, or by a default that SQLite took as text.
+"""Finds stored values that no clause can match, since their column's type would write them in another form. Such a value was written
+without SQLAlchemy, or by a column default that SQLite stored as text.
 
 A stored value is right if it is found by a query that compares its column, by `==`, with the value as it is loaded. Checks a sample of the
 rows, and runs only SELECTs.
@@ -36,8 +37,8 @@ _TIMES = (DateTime, Date, Time, Interval)
 
 @dataclass(frozen=True)
 class _Comparisons:
-    """How clauses compare a column. texts: All texts with which they compare it. by_value: Whether they compare it in any other way than by
-    order (such as `<=`).
+    """How clauses compare a column. texts: All texts with which the column is compared. by_value: Whether any clause compares the column
+    other than by order (order means operators such as `<=`).
     """
 
     texts: Collection[object]
@@ -87,15 +88,15 @@ def find_unmatchable_values(connection: Connection, queries: Sequence[ConditionQ
 def _queries_by_mapper(queries: Sequence[ConditionQuery]) -> list[list[ConditionQuery]]:
     found: dict[object, list[ConditionQuery]] = {}
     for query in queries:
-        if query.may_store_other_key_forms:
+        if query.keys.may_store_other_key_forms:
             found.setdefault(query.mapper, []).append(query)
     return list(found.values())
 
 
 def _unmatchable_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[UnmatchableValue]:
-    """Yield the keys of records that can be loaded, but are found by their key in no statement of the ORM."""
+    """Yield the keys of records that can be loaded, but that no statement of the ORM finds by their key."""
     first, names = queries[0], tuple(query.spec.name for query in queries)
-    rows = connection.execute(select(*first.key_columns_as_stored).limit(ROWS_MOST)).all()
+    rows = connection.execute(select(*first.keys.key_columns_as_stored).limit(ROWS_MOST)).all()
     for column, values in zip(first.mapper.primary_key, zip(*rows, strict=True), strict=False):
         odd_ones = [value for value in values if isinstance(value, NoValue)]
         if odd_ones:
@@ -202,7 +203,7 @@ def _why_unmatchable(  # noqa: PLR0913  # the arguments are one value and everyt
         if not finds(typed == loaded) and not (_has_no_fraction(value, kept_as, asked) and finds(*_within_a_microsecond(typed, loaded))):
             return f" ({name}), which is loaded as {safe_repr(loaded)} and kept otherwise"
         padded = bare != loaded and bare in asked.texts and not finds(typed == bare)
-    except StatementError as error:  # the type refuses as a parameter the value that it has loaded
+    except StatementError as error:  # the type loaded this value, but does not accept it as a parameter
         if isinstance(error, DBAPIError):
             raise
         return f", which is loaded as {safe_repr(loaded)}, and that is refused by its type ({safe_str(error.orig or error)})"

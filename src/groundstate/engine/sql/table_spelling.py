@@ -1,4 +1,5 @@
-"""Lists the ways in which `groundstate_attempt.blocks` may name a table: as declared, with its default schema, or without a schema.
+"""Spells the names of tables: in SQL, and in the ways in which `groundstate_attempt.blocks` may name a table (as declared, with its default
+schema, or without a schema).
 
 An attempt names the table as the application that wrote it has declared the table. Another app may declare the same table with
 schema="public" ("main" on SQLite), so a comparison must accept each of these names.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from groundstate.engine.sql.sql_text import with_single_percents
 from groundstate.store.port import Database
 
 
@@ -21,3 +23,14 @@ def table_name_spellings(database: Database, table: Any) -> tuple[str, ...]:
     schema = translated.get(table.schema, table.schema) or default
     found = [said, f"{schema}.{table.name}"] if schema else [said]
     return tuple(dict.fromkeys([*found, table.name] if schema == default else found))
+
+
+def sql_table_name(table: Any, database: Database) -> str:
+    """Return a table's name as SQL, with its schema. A percent sign in the name is not doubled."""
+    preparer: Any = database.engine.dialect.identifier_preparer
+    translated = database.engine.get_execution_options().get("schema_translate_map") or {}
+    schema = translated.get(table.schema, table.schema)
+    said = str(preparer.format_table(table, use_schema=False))
+    if schema is not None:
+        said = f"{preparer.quote_schema(schema)}.{said}"
+    return with_single_percents(database.engine.dialect, said)

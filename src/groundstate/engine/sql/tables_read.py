@@ -1,13 +1,22 @@
-"""Finds the tables of which a condition reads rows other than the record's own row. It inspects the expression, and asks no database."""
+"""Finds the tables that a condition reads, and those of which it reads rows other than the record's own row. It inspects the expression,
+and asks no database.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Select, Table
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.selectable import AliasedReturnsRows, Join, SelectBase
+
+from groundstate.engine.sql.clause_parts import reads_only_columns
+from groundstate.engine.sql.record_loading import RecordLoading
+from groundstate.engine.sql.user_filters import FilteredClauses
+from groundstate.rules.specs import ReactionSpec
+from groundstate.store.port import Database
 
 # Functions of PostgreSQL that read no rows. Any other function may be one of the user's, which may read every table.
 _OF_THEIR_ARGUMENTS = frozenset({
@@ -25,6 +34,57 @@ _OF_THEIR_ARGUMENTS = frozenset({
 
 class _AnyTable(Exception):
     """Raised if the expression may read any table."""
+
+
+class ConditionTables:
+    """The tables that the clauses, the user's filters and the due time of one reaction read. A narrowing condition is not counted."""
+
+    def __init__(self, spec: ReactionSpec, database: Database, filtered: FilteredClauses, loading: RecordLoading) -> None:
+        self._spec = spec
+        self._database = database
+        self._filtered = filtered
+        self._loading = loading
+
+    @cached_property
+    def names_of_tables_read(self) -> frozenset[str]:
+        """Return the full names of all tables that the clauses read, including the record's own."""
+        named = {table.fullname for table in self._spec.mapper.tables}
+        for clause in self._spec.clauses:
+            for part in visitors.iterate(clause):
+                table = part if isinstance(part, Table) else getattr(part, "table", None)
+                if isinstance(table, Table):
+                    named.add(table.fullname)
+        return frozenset(named)
+
+    @cached_property
+    def other_tables_read_by_clauses(self) -> frozenset[str] | None:
+        """Return the full names of the tables of which the clauses read rows other than the record's own row. None if they may read any
+        table. `ConditionQuery.other_tables_read` also considers a narrowing condition.
+        """
+        read = (*self._filtered.all_conditions, *self._due_expressions)
+        return other_tables_read(read, self._spec.mapper.tables, functions_may_read=self._database.locks_rows)
+
+    @cached_property
+    def clauses_read_only_own_row(self) -> bool:
+        """Return whether loading a record and evaluating its clauses read nothing but the record's own row, on a database that locks rows.
+
+        False on a database that does not lock rows. `RecordSelects.reads_only_own_row` also considers a narrowing condition.
+        """
+        if not self._database.locks_rows or not self._loading.loads_one_table:
+            return False
+        mapper = self._spec.mapper
+        own = set(mapper.tables)
+        read = [
+            *self._spec.clauses,
+            *self._filtered.record_conditions,
+            *self._due_expressions,
+            *(column for attribute in mapper.column_attrs for column in attribute.columns),
+        ]
+        return all(reads_only_columns(clause, own) for clause in read)
+
+    @property
+    def _due_expressions(self) -> tuple[Any, ...]:
+        return () if self._spec.due is None else (self._spec.due.base,)
 
 
 def other_tables_read(clauses: Iterable[Any], own: Iterable[Any], *, functions_may_read: bool) -> frozenset[str] | None:
@@ -64,7 +124,9 @@ def _tables_read_by(clause: Any, own: set[str], *, functions_may_read: bool) -> 
 
 
 def _uncorrelated_own_tables(part: Any, own: set[str]) -> set[str]:
-    """Return those of the record's tables of which this subquery, if it names them, reads other rows than the record's own."""
+    """Return the record's tables from which this subquery may read other rows than the record's own, since it does not correlate these
+    tables with the outer query. Tables that it does not name may be among them.
+    """
     if part._auto_correlate:  # noqa: SLF001  # no public name
         froms = part.get_final_froms()  # SQLAlchemy correlates all tables that the outer query names, unless no table would be left
         return {name for one in froms if (name := getattr(one, "fullname", None)) in own} if len(froms) == 1 else set()

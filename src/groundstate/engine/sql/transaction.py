@@ -13,18 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import Connection, MetaData, Table, bindparam, event, exists, func, inspect, literal_column, select, true
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.sql import visitors
 
-from groundstate.engine.sql import commit_hooks, db_errors, transaction_time, unheard_listeners
-from groundstate.engine.sql.batch_writes import BatchWrites
+from groundstate.clock import SYSTEM_CLOCK
+from groundstate.engine.sql import commit_hooks, db_errors, transaction_time
 from groundstate.engine.sql.calls_in_air import InFlightCalls
 from groundstate.engine.sql.db_errors import RelatedRow, TransactionEnded
-from groundstate.engine.sql.handler_times import HandlerTimes
 from groundstate.engine.sql.record_cycles import RecordCycles
 from groundstate.engine.sql.related_rows import RelatedRowLocks
 from groundstate.engine.sql.rows_by_key import RowsByKey
@@ -47,6 +46,69 @@ TRANSACTION = "groundstate_transaction"  # key in session.info, for the Transact
 BESIDE = "groundstate_beside"  # key in session.info, for the locks on rows other than the records' own; None on SQLite
 
 
+@dataclass(slots=True)
+class HandlerTimes:
+    """How long the handlers of one transaction ran, and for which record the handler ran longest, for messages about slow transactions.
+    Measuring costs two clock reads per record; texts are made only when they are needed.
+    """
+
+    monotonic: Callable[[], float] = SYSTEM_CLOCK.monotonic  # the clock, in seconds
+    total_s: float = 0.0
+    longest_s: float = 0.0
+    _longest: tuple[Any, ...] | None = None
+    _now: tuple[Any, ...] | None = None
+    _since: float = 0.0
+
+    def note_handler_start(self, key: tuple[Any, ...]) -> None:
+        """Note that the handler starts on the record with this key."""
+        self._now, self._since = key, self.monotonic()
+
+    def note_handler_end(self) -> None:
+        """Note that the handler that started last has ended."""
+        took_s = self.monotonic() - self._since
+        self.total_s += took_s
+        if took_s >= self.longest_s:
+            self.longest_s, self._longest = took_s, self._now
+        self._now = None
+
+    @property
+    def any_ran(self) -> bool:
+        """Whether any handler has run in this transaction."""
+        return self._longest is not None
+
+    @property
+    def current_record(self) -> str | None:
+        """The key, as text, of the record on which a handler runs now; None if no handler runs."""
+        return _key_text(self._now)
+
+    @property
+    def longest_record(self) -> str | None:
+        """The key, as text, of the record on which a handler ran longest; None before the first handler has run."""
+        return _key_text(self._longest)
+
+    def describe_slow_transaction(self, took_s: float) -> str:
+        """Return a phrase that says where the time of a slow transaction went: into its handlers, or into statements that waited. took_s:
+        The duration of the transaction in seconds.
+        """
+        if self.total_s * 2 < took_s:
+            waits = "the rest waited, as for a row that another transaction had locked, or for the disk"
+            return f"{self.total_s:.1f} s of it in handlers: {waits}"
+        on = f"{self.longest_s:.1f} s of them on record {self.longest_record}"
+        return f"{self.total_s:.1f} s of it in handlers, {on}: a handler that waits for something blocks others: move the wait into a call"
+
+
+def _key_text(key: tuple[Any, ...] | None) -> str | None:
+    return None if key is None else ",".join(map(str, key))
+
+
+class WriteNotes(Protocol):
+    """Notes what the handlers of a batch write: by flushes, and by statements that the unit of work does not send."""
+
+    def before_flush(self) -> None: ...
+    def after_flush(self) -> None: ...
+    def note_statement(self, context: Any) -> None: ...
+
+
 @dataclass
 class Transaction:
     """A transaction in which handlers run. `now` is the time by the database's clock at its start, and does not change until its end."""
@@ -55,19 +117,19 @@ class Transaction:
     connection: Connection
     session: OurSession
     now: datetime
-    server: str | None = None  # the server on which the transaction runs, as `Database.server` selects it; None if unknown
+    server: str | None = None  # the server on which the transaction runs, as `Database.server_id_sql` selects it; None if unknown
     air: InFlightCalls | None = None  # the records of this worker with a call in flight; None outside of a worker
     rings: RecordCycles | None = None  # the cycles of reactions that this worker slows down; None outside of a worker
-    touched: commit_hooks.Touched = field(default_factory=commit_hooks.Touched)
+    touched: commit_hooks.TouchedRecords = field(default_factory=commit_hooks.TouchedRecords)
     strays: list[str] = field(default_factory=list)  # writing statements that bypassed the unit of work
     watching: bool = False
     handlers: HandlerTimes = field(default_factory=HandlerTimes)
-    writes: BatchWrites | None = None  # what the handlers of the batch write; None while no batch is handled
+    writes: WriteNotes | None = None  # notes what the handlers of the batch write; None while no batch is handled
     _moments: dict[tuple[int, bool, datetime | None], ReactionContext] = field(default_factory=dict)
     beside: RelatedRowLocks | None = None  # locks on other rows that handlers change; None on SQLite
     asked_s: float = 0.0  # seconds: how long the first statement took, as a measure for one round trip
     some_attempts: bool = True  # whether any attempts may exist: they were found at the start, or this transaction inserted them
-    is_over: Callable[[], bool] = lambda: False  # tells whether the user's code has ended the transaction, past its session
+    is_over: Callable[[], bool] = lambda: False  # tells whether the user's code has ended the transaction without its session
     refuses: Callable[[], bool] = lambda: False  # tells whether a statement failed, after which PostgreSQL refuses all later statements
     failed: Exception | None = None  # the last error of a statement; refusals that follow an earlier error do not count
     put_back: Callable[[], None] = lambda: None  # undoes what the user's code has set on the driver's connection
@@ -271,7 +333,7 @@ _KEPT_FROM_HANDLERS = ("commit", "rollback", "close", "get_transaction", "get_ne
 @contextmanager
 def _refusing_to_end(connection: Connection, session: Session) -> Iterator[None]:
     """While the block runs, refuse to end the transaction: through this connection, through its driver's connection, or by a statement."""
-    # Replace methods of the connection, since SQLAlchemy cannot go on with a transaction whose COMMIT an event has refused.
+    # Replace methods of the connection: if an event listener refused the COMMIT, SQLAlchemy could not go on with the transaction.
     kept = vars(connection)
     for name in _KEPT_FROM_HANDLERS:
         kept[name] = partial(_raise_refusal, f"session.connection().{name}()")
@@ -300,6 +362,34 @@ def _raise_refusal(what: str, *_: Any) -> NoReturn:
     raise transaction_end_refusal(what)
 
 
+_UNHEARD_EVENTS = ("before_commit", "after_commit")
+_logged_unheard: set[tuple[str, str]] = set()
+
+
+def _warn_of_unheard_listeners(session: Session) -> None:
+    """Log one warning per listener to a session's commits, which is not called for what handlers change, unless it was logged before.
+
+    Groundstate commits through the connection, once for all handlers of a batch, after their changes were flushed. So the session has no
+    changes left to show to such a listener, and an error that the listener raised would belong to no single record. Listeners to flushes
+    are called for all changes.
+    """
+    dispatch: Any = session.dispatch
+    for name_of_event in _UNHEARD_EVENTS:
+        for function in getattr(dispatch, name_of_event):
+            module = getattr(function, "__module__", type(function).__module__)
+            name = f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+            if name.startswith("groundstate.") or (name_of_event, name) in _logged_unheard:
+                continue
+            _logged_unheard.add((name_of_event, name))
+            log.warning(
+                "%s listens to %s of sessions, and is not called for what handlers change: listen to after_flush, which comes before the"
+                " commit, or let a reaction do it, which comes after it",
+                name,
+                name_of_event,
+                extra={"event": "listener_unheard"},
+            )
+
+
 @lru_cache(maxsize=128)
 def _first_statement(database: Database) -> Any:
     """Build the first statement of each transaction. It selects the time, whether any attempt exists, and the server.
@@ -307,7 +397,7 @@ def _first_statement(database: Database) -> Any:
     On PostgreSQL it also sets the app's name, so that triggers can report who wrote (triggers.py).
     """
     told = [func.set_config("groundstate.app", bindparam("app"), true())] if database.name == "postgresql" else []
-    return select(database.now(), exists(select(literal_column("1")).select_from(attempt_table)), database.server, *told)
+    return select(database.now(), exists(select(literal_column("1")).select_from(attempt_table)), database.server_id_sql, *told)
 
 
 @contextmanager
@@ -315,10 +405,10 @@ def writing_transaction(database: Database, app: str, *, wait: timedelta | None 
     """Open a transaction that commits at the end of the block, and rolls back on any exception. Its hints (which records it touched) are
     sent after the commit.
     """
-    touched = commit_hooks.Touched(ours=app)
+    touched = commit_hooks.TouchedRecords(ours=app)
     info = {OURS: True, ELSEWHERE: _elsewhere.get(database), BY_KEY: RowsByKey(database)}
     with database.writing(wait=wait) as connection, OurSession(bind=connection, expire_on_commit=False, info=info) as session:
-        unheard_listeners.warn_of_unheard_listeners(session)
+        _warn_of_unheard_listeners(session)
         beside = session.info[BESIDE] = RelatedRowLocks(database) if database.locks_rows else None
         resting = connection_reset.initial_state(connection)
         is_over = driver_guard.make_idle_check(resting.driver)
@@ -340,10 +430,10 @@ def writing_transaction(database: Database, app: str, *, wait: timedelta | None 
                 if is_over():
                     raise TransactionEnded
         except SQLAlchemyError as error:
-            if db_errors.is_transient(error) or not is_over():
+            if db_errors.is_no_fault_of_record(error) or not is_over():
                 raise
-            # Log it here: the error may say only that a savepoint is gone, and the record may be gone too, so that it cannot be
-            # marked as failed.
+            # Log here that the transaction was ended: the error may say only that a savepoint is gone. The record may be gone too, so
+            # that no failed attempt can be written for it.
             ended = error if isinstance(error, TransactionEnded) else TransactionEnded(error=error)
             log.error("%s", ended, extra={"event": "transaction_ended"})  # noqa: TRY400  # its message says what happened
             raise ended from error.__cause__ if ended is error else error

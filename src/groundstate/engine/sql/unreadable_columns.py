@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, LargeBinary, Text, cast, func, select
 
 from groundstate.engine.sql import db_errors
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.safe_text import running_user_code
 from groundstate.engine.sql.savepoint_query import in_savepoint
 
@@ -29,7 +30,7 @@ def describe_unreadable_columns(connection: Connection, query: ConditionQuery, k
         with in_savepoint(connection):
             found.extend(_unreadable_values(connection, query, key))
     except Exception as error:
-        if db_errors.is_transient(error):
+        if db_errors.is_no_fault_of_record(error):
             raise  # if the transaction is still usable, report what was found before the error
     return f" ({', '.join(found)})" if found else ""
 
@@ -39,11 +40,11 @@ def _unreadable_values(connection: Connection, query: ConditionQuery, key: Prima
         column = getattr(query.entity, attribute.key)
         try:
             with in_savepoint(connection), running_user_code():
-                connection.execute(select(column).where(query.has_key_among([key]))).all()
+                connection.execute(select(column).where(query.keys.has_key_among([key]))).all()
         except Exception as error:
             if not (db_errors.is_record_load_error(error) or db_errors.is_text_encoding_error(error)):
                 raise
-            held = connection.execute(select(_stored_bytes(connection, column)).where(query.has_key_among([key]))).scalar()
+            held = connection.execute(select(_stored_bytes(connection, column)).where(query.keys.has_key_among([key]))).scalar()
             yield f"{query.spec.table_name}.{attribute.columns[0].name} holds {stored_bytes_as_text(held)}"
 
 

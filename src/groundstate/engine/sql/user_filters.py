@@ -8,6 +8,7 @@ once with the listeners, and the clause that they add is then used in all statem
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Alias, ColumnElement, Select, Table, event, select
@@ -16,6 +17,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.util import ClauseAdapter
 
 from groundstate.engine.sql.safe_text import describe_exception, where_raised
+from groundstate.rules.specs import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.values.errors import GroundstateError
 
@@ -37,6 +39,36 @@ class FilterRaised(GroundstateError):
 
 class _CaughtError(Exception):
     """Raised to end the execution of a statement after the listeners have changed it, since only the changed statement is needed."""
+
+
+@dataclass(frozen=True)
+class FilteredClauses:
+    """The clauses of one reaction with the user's filters.
+
+    clauses: The reaction's clauses, with filters in their subqueries. record_conditions: The filter on the record's class, as a tuple;
+    empty if there is none. raised: The error that a listener raised; the filters are incomplete if it is set.
+    """
+
+    clauses: tuple[ColumnElement[bool], ...]
+    record_conditions: tuple[Filter, ...]
+    raised: FilterRaised | None
+
+    @property
+    def all_conditions(self) -> tuple[ColumnElement[bool], ...]:
+        """Return all that must hold for a record: the clauses and the filter on its class."""
+        return (*self.clauses, *self.record_conditions)
+
+
+def filter_clauses(database: Database, spec: ReactionSpec) -> FilteredClauses:
+    """Return the clauses of this reaction with the user's filters. A record that a filter hides counts as deleted."""
+    record_conditions: tuple[Filter, ...] = ()
+    try:
+        found = filter_clause_for(database, spec.record)
+        record_conditions = () if found is None else (found,)
+        clauses = tuple(with_subqueries_filtered(database, spec.mapper, clause) for clause in spec.clauses)
+    except FilterRaised as error:
+        return FilteredClauses(spec.clauses, record_conditions, error)
+    return FilteredClauses(clauses, record_conditions, None)
 
 
 def filter_clause_for(database: Database, entity: Any) -> Filter | None:
@@ -71,7 +103,8 @@ def _add_filters(part: Select[Any], of_table: Callable[[Any], Filter | None]) ->
         table = source.element if isinstance(source, Alias) else source
         found = of_table(table) if isinstance(table, Table) else None
         if found is not None:
-            Select.where.non_generative(part, ClauseAdapter(source).traverse(found))  # type: ignore[attr-defined]  # a decorator adds it
+            # A decorator of SQLAlchemy sets the attribute `non_generative`, so the type checker does not know it.
+            Select.where.non_generative(part, ClauseAdapter(source).traverse(found))  # type: ignore[attr-defined]  # set by a decorator
 
 
 def _has_listeners() -> bool:

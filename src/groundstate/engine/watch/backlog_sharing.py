@@ -1,8 +1,9 @@
-"""Decides how many workers share one backlog (many old rows of a reaction): each worker reports its rate, which also asks the others to
-help, and the sweep leader excludes some workers.
+"""Decides how many workers share one backlog (many old rows of a reaction).
 
-The sweep leader finds out which number of workers is fastest (rules/concurrency_tuning.py). A lost message does no harm: an exclusion
-expires, and the sweep leader is never excluded. A forged message can only make the work slower.
+Each worker at a backlog reports how many rows it carried out, and in what time. The report also asks the other workers to help. From the
+reports, the sweep leader (the worker that sweeps for all) finds out which number of workers is fastest (rules/concurrency_tuning.py), and
+it excludes the workers above this number. A lost message does no harm: an exclusion expires, and the sweep leader is never excluded. A
+forged message can only make the work slower.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from groundstate.rules.hint_codec import EVERYBODY, Hint
 log = logging.getLogger("groundstate")
 TELLS_EACH_S = 0.2  # seconds: the least time between two reports of one worker
 KEPT_OUT_S = 2.0  # seconds until a worker's exclusion from a backlog ends, unless the sweep leader repeats it
-ARRIVES_S = 0.5  # seconds that a new worker listens for reports of the others before it joins in a backlog
+ARRIVES_S = 0.5  # seconds that a new worker waits for reports of the other workers before it works at a backlog
 UNHEARD_MOST = 1_000  # messages kept for the next loop iteration; the oldest are dropped
 
 
@@ -36,14 +37,15 @@ class BacklogSharing:
         self._kept_out: dict[str, float] = {}
         self._incarnation = 0
         self._rows = 0
-        self._began: float | None = None  # monotonic time at which the work began that is not reported yet; None if there is none
+        self._began: float | None = None  # monotonic time at which the unreported work began; None if all work is reported
         self._next_told = 0.0
-        self._settled = 0  # the number of workers at a backlog that was logged last; 0: no worker is excluded
+        self._settled = 0  # the number of workers that was last logged as the best for a backlog; 0: no worker is excluded
 
     # ---- methods that other threads call -------------------------------------------------------------------------------------------
     def receive_message(self, hint: Hint) -> bool:
         """Keep another worker's message about a backlog for the next loop iteration. Any thread may call this. Return False if the message
-        excludes this worker, or is only about backlogs from which this worker is excluded already; else it may be work, so return True.
+        excludes this worker, or if it is only about backlogs from which this worker is already excluded. Otherwise this worker may have
+        work, so return True.
         """
         if hint.crew == self._leader.lock and (hint.did is not None or hint.let_in is not None):
             self._unheard.append((hint, self._worker_state.clock.monotonic()))
@@ -91,15 +93,15 @@ class BacklogSharing:
             self._leave_backlogs([queue.name for queue in self._worker_state.queues], now + ARRIVES_S)
 
     def _report_backlogs(self, now: float) -> None:
-        """Tell the other workers which backlogs are larger than this worker's next batch, and how many rows it carried out since the last
-        report.
+        """Tell the other workers which backlogs are larger than this worker's next batch, and how many rows this worker carried out since
+        its last report.
         """
-        long = [queue for queue in self._worker_state.all_queues if queue.long]
+        long = [queue for queue in self._worker_state.all_queues if queue.rows.long]
         if not long or now < self._next_told:
             return
         self._next_told = now + TELLS_EACH_S
         for queue in long:
-            queue.long = False
+            queue.rows.note_long_backlog_reported()
         report = None if self._began is None else Report(self._worker_state.incarnation.id, self._rows, now - self._began)
         self._rows, self._began = 0, None
         if self._leader.worker_count > 1:
@@ -131,7 +133,7 @@ class BacklogSharing:
                 self._rejoin_backlogs(hint.reactions)
                 for queue in self._worker_state.all_queues:
                     if queue.name in hint.reactions:
-                        queue.note_unknown_keys(spread=True)
+                        queue.rows.note_unknown_keys(spread=True)
             else:
                 self._leave_backlogs(hint.reactions, at + KEPT_OUT_S)
 
@@ -139,13 +141,13 @@ class BacklogSharing:
         """Exclude this worker from these reactions' backlogs until a monotonic time. It still carries out their fresh rows."""
         queues = [queue for queue in self._worker_state.all_queues if queue.name in names and queue.query.spec.call is None]
         for queue in queues:
-            queue.leave_backlog_to_others()
+            queue.rows.leave_backlog_to_others()
         self._kept_out = self._kept_out | {queue.name: until for queue in queues}
 
     def _rejoin_backlogs(self, names: Iterable[str]) -> None:
         for queue in self._worker_state.all_queues:
             if queue.name in names:
-                queue.left_to_others = False
+                queue.rows.rejoin_backlog()
         self._kept_out = {name: until for name, until in self._kept_out.items() if name not in set(names)}
 
 

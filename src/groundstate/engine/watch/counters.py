@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from groundstate.engine.rows.in_flight import (
@@ -28,15 +28,16 @@ class Tally:
 
     begun: Counter[CallOf] = field(default_factory=Counter)
     ended: Counter[EndOf] = field(default_factory=Counter)
-    done: Counter[str] = field(default_factory=Counter)  # by name, for reactions without a call: records that the handler carried out
+    # By name of a reaction without a call: number of records that the handler carried out.
+    done: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)  # by reaction name: number of records whose handler failed
     expired: Counter[str] = field(default_factory=Counter)  # by reaction name: number of expired records carried out
     batches: int = 0  # batches of handlers that have ended
-    workers: int = 1  # how often this worker has begun as a new incarnation: 1, and one more after each lock that was lost for good
+    workers: int = 1  # number of incarnations of this worker: 1, and one more for each time that it lost its lock for good
     sweeps: int = 0  # sweeps that have ended
-    sweeps_s: float = 0.0  # seconds that all these sweeps took together
+    sweeps_s: float = 0.0  # seconds that all ended sweeps took together
     sweep_s: float = 0.0  # seconds that the last sweep took
-    swept_at: float = 0.0  # monotonic time at which the last sweep ended; before the first, time at which the worker was made
+    swept_at: float = 0.0  # monotonic time at which the last sweep ended; before the first sweep, the time at which the worker was created
     _sweep_began: float | None = None  # monotonic time at which the running sweep began; None if none is running
 
     def count_begun(self, in_flights: Sequence[InFlightCall]) -> None:
@@ -44,14 +45,32 @@ class Tally:
         for in_flight in in_flights:
             self.begun[counter_key_of(in_flight)] += 1
 
-    def count_ended(self, word: CallResult) -> None:
-        """Count the end of a call, unless it was counted before. A call that was given up is counted as it is given up; the result that its
-        thread may still return is not counted.
+    def count_ended(self, result: CallResult) -> None:
+        """Count the end of a call, unless it was counted before. A call that the worker gives up is counted at that moment. The result that
+        the call's thread may still return later is not counted.
         """
-        in_flight = word.in_flight
+        in_flight = result.in_flight
         if not in_flight.counted:
             in_flight.counted = True
-            self.ended[(*counter_key_of(in_flight), name_of_ending(word))] += 1
+            self.ended[(*counter_key_of(in_flight), name_of_ending(result))] += 1
+
+    def count_incarnation(self) -> None:
+        """Count that this worker has begun as a new incarnation."""
+        self.workers += 1
+
+    def count_batch(self, name: str, done: int, failed: int, *, expired: bool) -> None:
+        """Count a batch of handlers that has ended.
+
+        name: the reaction. done, failed: records whose handler succeeded or failed. expired: whether these records had expired.
+        """
+        self.batches += 1
+        if not expired:
+            self.done[name] += done
+        self.failed[name] += failed
+
+    def count_expired(self, numbers: Mapping[str, int]) -> None:
+        """Count expired records that were carried out, by reaction name."""
+        self.expired.update(numbers)
 
     def record_sweep_start(self, now: float) -> None:
         """Record that a sweep begins at the monotonic time `now`; if one is already running, change nothing."""
@@ -74,9 +93,9 @@ def counter_key_of(in_flight: InFlightCall) -> CallOf:
     return spec.call.service.name if spec.call else "", spec.name, "lookup" if in_flight.is_lookup else "call"
 
 
-def name_of_ending(word: CallResult) -> str:
+def name_of_ending(result: CallResult) -> str:
     """Return how a call or a lookup ended, as one word for metrics and traces: one of ENDINGS, or "thread_ended"."""
-    match word:
+    match result:
         case Returned():
             return "outcome"
         case NothingHappened(counts=False):

@@ -1,4 +1,4 @@
-"""Queries which attempts are due now, and when the next attempt is due. Reads only the attempt table."""
+"""Finds out which attempts are due now, and when the next attempt is due. Reads only the attempt table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from groundstate.store.tables import attempt as table
 
 log = logging.getLogger("groundstate")
 AT_ONCE = 200
-OVERDUE_AGAIN_S = 1.0  # seconds until this worker tries again its own attempts in doubt whose due time is past
+OVERDUE_AGAIN_S = 1.0  # seconds after which this worker tries its own overdue attempts in doubt again
 
 
 def read_due_identities(
@@ -32,17 +32,18 @@ def read_due_identities(
     """Return the identities of at most `most` due attempts of one reaction: failed attempts, and this worker's own attempts in doubt.
     Identities in `in_air` are left out.
 
-    The next call goes on behind these attempts, at `queue.due_cursor`; after the last one it begins at the start again.
+    The next call of this function goes on after these attempts, at `queue.due_work.cursor`. After the last due attempt, it begins at the
+    start again.
     """
     statement = _build_due_query(worker_state.app, queue.name)
-    if queue.due_cursor is not None:
-        statement = statement.where(attempts.rows_after_cursor(_ORDER, queue.due_cursor))
+    if queue.due_work.cursor is not None:
+        statement = statement.where(attempts.rows_after_cursor(_ORDER, queue.due_work.cursor))
     with reading_own_rows():
         rows = tx.connection.execute(statement.limit(most), {"now": tx.now, "worker": worker_state.incarnation.id}).all()
     if len(rows) == most:
-        queue.due_cursor = _cursor_after(rows[-1])
+        queue.due_work.advance(_cursor_after(rows[-1]))
     else:
-        queue.due, queue.due_cursor = False, None
+        queue.due_work.note_no_more_attempts()
     return [identity for row in rows if (identity := (row[0], row[1], row[2], row[3])) not in in_air]
 
 
@@ -71,7 +72,7 @@ def refresh_next_due(worker_state: WorkerState) -> None:
     """
     with worker_state.database.reading() as connection:
         if not worker_state.queues or connection.execute(attempts.ANY).first() is None:
-            worker_state.next_due = None
+            worker_state.set_next_due(None)
             unknown_states.forget_unknown_states(worker_state)
             return
         unknown_states.find_unknown_states(worker_state, connection)
@@ -83,7 +84,7 @@ def refresh_next_due(worker_state: WorkerState) -> None:
         waits_s = [] if overdue is None else [OVERDUE_AGAIN_S]
         with reading_own_rows():
             waits_s += [(row[0] - now).total_seconds() + 0.001 for row in connection.execute(asked.earliest, {"now": now})]
-    worker_state.next_due = worker_state.clock.monotonic() + min(waits_s) if waits_s else None
+    worker_state.set_next_due(worker_state.clock.monotonic() + min(waits_s) if waits_s else None)
 
 
 @dataclass(frozen=True)

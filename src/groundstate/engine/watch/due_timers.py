@@ -1,9 +1,9 @@
 """Timers for records that become due: a query reads the next due times, and the worker sleeps until then. Timers are kept in memory only.
 
-One statement reads the next few due times of every reaction, by an index for each. It runs at each sweep, when the last known due time has
-passed, and soon after a session of this process wrote a column of a due time. Due times are times of the database's clock; only the wait
-until a due time is measured by the monotonic clock. Each query also returns the records that became due since the previous query, so that
-no record is missed between two queries.
+One statement reads the next few due times of every reaction, with one index for each reaction. It runs at each sweep, when the last known
+due time has passed, and soon after a session of this process wrote a column that determines a due time. Due times are times of the
+database's clock; only the wait until a due time is measured by the monotonic clock. Each query also returns the records that became due
+since the previous query, so that no record is missed between two queries.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from groundstate.engine.sql import db_errors
 from groundstate.engine.sql.due_expression import Timing, UtcDateTimeOrNone
 from groundstate.engine.watch import locked_tables, missing_columns, raising_conditions, slow_conditions
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, postpone_queue
+from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.rules.median_cost import UsualDuration
 from groundstate.rules.policy import LONG_AGO
 from groundstate.store.tables import UtcDateTime
 
 HORIZON = timedelta(hours=1)  # a query returns due times up to this far ahead; later ones are left to a later query
-AT_ONCE = 32  # due times that one query returns for each reaction, so that not each due time needs a query of its own
+AT_ONCE = 32  # the most due times that one query returns for each reaction; a smaller number would need more queries
 AGAIN_S = 0.01  # seconds: the least pause between two queries while due times are written
 SHARE = 20  # factor: the pause between two queries is at least this many times the usual duration of a query
 AFTER_S = 0.001  # seconds added to each timer, since a database's clock that counts milliseconds may be late by that much
@@ -38,9 +38,9 @@ class Timers:
         self._stale = True
         self._not_before = 0.0
         self._cost = UsualDuration()
-        # The statement, and the queues that it queries, each with the version of its condition query for which it was built.
+        # The queues that the statement queries, each with the version of its condition query, and the statement that was built for them.
         self._asks: tuple[list[tuple[WorkQueue, int]], Any] = ([], None)
-        self._rung_until = LONG_AGO  # time of the database's clock: for records that became due before it, a backlog pass was begun
+        self._rung_until = LONG_AGO  # time of the database's clock; a backlog pass was begun for every record that was due by then
         self._said: list[datetime] = []  # times of the database's clock that the latest query returned
 
     def mark_stale(self) -> None:
@@ -51,15 +51,17 @@ class Timers:
         """Begin a backlog pass for each queue with a record that is due now, and query the next due times if they are not known."""
         now = self._worker_state.clock.monotonic()
         for queue in self._queues_with_due_times():
-            if queue.timers and now >= queue.timers[0]:
+            if queue.due_work.timers and now >= queue.due_work.timers[0]:
                 queue.begin_due_pass(now)
-                self._stale |= not queue.timers
+                self._stale |= not queue.due_work.timers
         if self._stale and now >= self._not_before:
             self._query_due_times()
 
     def next_wake_time(self) -> float | None:
-        """Return the monotonic time of the next due record or query of due times, or None if none is expected."""
-        times = [queue.timers[0] for queue in self._queues_with_due_times() if queue.timers]
+        """Return the monotonic time at which the next record is due or due times are queried again, whichever comes first. Return None if
+        neither is expected.
+        """
+        times = [queue.due_work.timers[0] for queue in self._queues_with_due_times() if queue.due_work.timers]
         if self._stale and self._has_queues_with_timing():
             times.append(self._not_before)
         return min(times, default=None)
@@ -70,7 +72,7 @@ class Timers:
             for queue in self._worker_state.all_queues
             if queue.query.timing is not None
             and queue.is_enabled
-            and not (queue.barred is not None or queue.lacks or queue.aside or queue.search)
+            and not (queue.postponement.cannot_be_queried or queue.rows.aside or queue.postponement.search)
         ]
 
     def _has_queues_with_timing(self) -> bool:
@@ -86,10 +88,12 @@ class Timers:
             waits = self._seconds_until_due(connection, queues)
         asked = self._worker_state.clock.monotonic()
         self._rung_until = min(self._said, default=since)
-        self._stale = self._rung_until < since  # the database's clock went back: due times between the two values are not in the result
+        # If the database's clock went back, the result lacks the due times between its present and its former time, so query again.
+        self._stale = self._rung_until < since
         for queue, some in zip(queues, waits, strict=True):
-            # Counted from the arrival of the answer: counted from the query, a timer could fire too early, and would not fire again.
-            queue.timers = [asked + max(wait_s, 0.0) + AFTER_S for wait_s in some]
+            # The wait counts from the arrival of the answer. If it counted from the query, a timer could fire too early, and would not fire
+            # again.
+            queue.due_work.set_timers([asked + max(wait_s, 0.0) + AFTER_S for wait_s in some])
         self._not_before = asked + max(AGAIN_S, self._cost.record(asked - started) * SHARE)
 
     def _seconds_until_due(self, connection: Connection, queues: list[WorkQueue]) -> list[list[float]]:
@@ -112,7 +116,7 @@ class Timers:
             ):
                 return [[]]
             if len(queues) == 1:
-                postpone_queue(queues[0])
+                queues[0].postpone_after_error()
                 raising_conditions.log_condition_error(queues[0], error, " for its next due time")
                 return [[]]
             # One of the queues makes the common statement fail, so each queue gets a statement of its own.
@@ -134,7 +138,7 @@ class Timers:
     def _build_statement(self, queues: Sequence[WorkQueue]) -> CompoundSelect[Any]:
         now = self._worker_state.database.now()
         parts = [
-            queue.query.select_next_base_times(HORIZON, AT_ONCE, bindparam(_parameter_name(number), type_=UtcDateTime())).subquery()
+            queue.query.selects.select_next_base_times(HORIZON, AT_ONCE, bindparam(_parameter_name(number), type_=UtcDateTime())).subquery()
             for number, queue in enumerate(queues)
         ]
         asked = select(literal_column("-1", Integer), type_coerce(null(), UtcDateTimeOrNone()), now)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from groundstate.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
 from groundstate.engine.sql import commit_hooks
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.watch.routing import find_concerned_records, register_parent_wakeups
 from groundstate.engine.watch.shard_routing import DatabasePart, may_be_same_database
@@ -28,7 +28,8 @@ from groundstate.values import log_store
 log = logging.getLogger("groundstate")
 GAP_S = 0.01  # seconds between two hints about rows that other processes may carry out
 GAP_IN_HAND_S = 0.02  # seconds between two hints about rows that this process carries out itself
-AWAITED_S = 3.0  # seconds after another process announced a `wait_for` in which hints are also sent about rows that are carried out here
+# Seconds: for so long after another process announced a `wait_for`, hints are also sent about rows that this process carries out.
+AWAITED_S = 3.0
 LOOK_S = 1.0  # seconds between two checks whether a worker of this process hangs
 DICE_BITS = 32
 STOP_S = 5.0  # seconds that `stop` waits for the publisher's thread
@@ -47,9 +48,9 @@ class HintReceiver(Protocol):
 class HintPublisher:
     """Sends and receives the hints of one app in one process, over one transport.
 
-    queries: condition queries of the reactions that a commit may concern. with_keys: hints contain the keys of records. tells: whether
-    hints are sent, and not only received. part: the database about whose commits hints are sent, or all databases. store: the name of the
-    database to which the transport belongs.
+    queries: the condition queries of all reactions; a commit may concern any of these reactions. with_keys: hints contain the keys of
+    records. tells: whether hints are sent, and not only received. part: hints are sent about commits to this database, or to all databases.
+    store: the name of the database to which the transport belongs.
     """
 
     def __init__(  # noqa: PLR0913  # identity, scope and options of one publisher
@@ -81,8 +82,8 @@ class HintPublisher:
         self._dice = dice  # makes the random number in each hint, by which the workers agree who queries first
         self._ears: list[tuple[str, HintReceiver]] = []  # the workers of this process, each as (name of its database, worker)
         self._bells: set[Callable[[], None]] = set()
-        self._fresh: dict[str, Touched] = {}  # by database name: touched rows that other processes may carry out
-        self._in_hand: dict[str, Touched] = {}  # by database name: touched rows that this process carries out itself
+        self._fresh: dict[str, TouchedRecords] = {}  # by database name: touched rows that other processes may carry out
+        self._in_hand: dict[str, TouchedRecords] = {}  # by database name: touched rows that this process carries out itself
         self._words: list[Hint] = []
         self._waits = False
         self._awaited_until = 0.0
@@ -97,7 +98,7 @@ class HintPublisher:
     @property
     def is_up(self) -> bool:
         """Return whether hints can be sent and received now."""
-        return self._opened.is_set() and self.transport.up
+        return self._opened.is_set() and self.transport.is_usable
 
     # ---- start and stop ----------------------------------------------------------------------------------------------------------
     def start(self, *, trusted: bool = False, wait: bool = True) -> None:
@@ -125,7 +126,8 @@ class HintPublisher:
     def stop(self, within_s: float = STOP_S) -> None:
         """Stop sending, and wait at most `within_s` seconds for the thread to end. A second call does nothing."""
         self.request_stop()
-        if self._pid == os.getpid() and self._opened.is_set():  # a thread that still connects closes the transport by itself later
+        # Do not wait for a thread that is still connecting: it closes the transport by itself later.
+        if self._pid == os.getpid() and self._opened.is_set():
             self._thread.join(max(within_s, 0))
 
     def add_receiver(self, ear: HintReceiver, store: str = "") -> None:
@@ -133,14 +135,14 @@ class HintPublisher:
         self._ears.append((store, ear))
 
     def add_bell(self, bell: Callable[[], None]) -> None:
-        """Call this function from now on whenever a hint of another process concerns this app's reactions or a table."""
+        """Call this function from now on whenever another process sends a hint about a table or about one of this app's reactions."""
         self._bells.add(bell)
 
     def remove_bell(self, bell: Callable[[], None]) -> None:
         self._bells.discard(bell)
 
     # ---- hints that this process sends ---------------------------------------------------------------------------------------------
-    def hear(self, touched: Touched) -> None:
+    def note_commit(self, touched: TouchedRecords) -> None:
         """Note what a commit of this process touched, so that a hint about it is sent."""
         store = self._part.name_of_database(touched)
         if self._pid != os.getpid() or not self._part.is_concerned_by(store):
@@ -149,7 +151,7 @@ class HintPublisher:
         if in_hand and self._clock.monotonic() > self._awaited_until:
             return
         with self._lock:
-            (self._in_hand if in_hand else self._fresh).setdefault(store, Touched()).merge(touched)
+            (self._in_hand if in_hand else self._fresh).setdefault(store, TouchedRecords()).merge(touched)
         self._something.set()
 
     def announce_wait(self) -> None:
@@ -167,7 +169,8 @@ class HintPublisher:
 
     # ---- hints of other processes --------------------------------------------------------------------------------------------------
     def _receive_payload(self, words: object) -> None:
-        if not isinstance(words, bytes) or len(words) > HINT_MOST:  # groundstate sends no longer message, and parsing it could take long
+        # A message longer than HINT_MOST is not from groundstate, and parsing it could take long.
+        if not isinstance(words, bytes) or len(words) > HINT_MOST:
             return
         found = rules.decode_hint(words)
         if found is None or found.sender == self._sender:
@@ -233,13 +236,13 @@ class HintPublisher:
         # Commits during this pause are merged into the next hint.
         self._clock.sleep(GAP_S if fresh or words else GAP_IN_HAND_S)
 
-    def _build_hint(self, touched: Touched, store: str, *, in_hand: bool = False) -> Hint:
+    def _build_hint(self, touched: TouchedRecords, store: str, *, in_hand: bool = False) -> Hint:
         found = {query.spec.name: find_concerned_records(query, touched) for query in self._queries}
         concerned = {name: one for name, one in found.items() if one}
         rows = max((len(one.keys) for one in concerned.values()), default=0)
         keys = {}
         if self._with_keys and not in_hand:
-            texts = {query.spec.name: query.record_text for query in self._queries}
+            texts = {query.spec.name: query.keys.record_text for query in self._queries}
             keys = {name: tuple(map(texts[name], one.keys)) for name, one in concerned.items() if not one.whole}
         return Hint(reactions=tuple(sorted(concerned)), rows=rows, in_hand=in_hand, keys=keys, store=store)
 

@@ -42,7 +42,7 @@ class IdleProbe:
 
 def run_idle_probe(worker_state: WorkerState) -> IdleProbe:
     """Query groundstate's tables now, and return what was found."""
-    asked_s = worker_state.clock.boot()
+    asked_s = worker_state.clock.uptime_s()
     given = {"app": worker_state.app, "worker": worker_state.incarnation.id}
     with worker_state.database.reading() as connection:
         row = connection.execute(_build_statement(worker_state.database), given).one()

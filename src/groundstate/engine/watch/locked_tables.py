@@ -8,7 +8,6 @@ the lock is gone.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -16,18 +15,18 @@ from groundstate.engine.rows import attempts
 from groundstate.engine.sql import db_errors, lock_waits
 from groundstate.engine.watch import slow_conditions
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, postpone_queue
+from groundstate.engine.watch.worker_state import WorkerState
 
 log = logging.getLogger("groundstate")
-WAIT = timedelta(milliseconds=100)  # how long a statement that only reads waits for a table lock
-WAIT_AGAIN = timedelta(milliseconds=10)  # how long a statement that only reads waits if another queue has just met a locked table
+WAIT = timedelta(milliseconds=100)  # a read-only statement waits so long for a table lock at most
+WAIT_AGAIN = timedelta(milliseconds=10)  # a read-only statement waits so long at most if another queue has just met a locked table
 LONGEST_S = 2.0  # seconds: the longest pause between two checks of a locked table
 
 
 def bar_queue(worker_state: WorkerState, queue: WorkQueue, by: str | None = None) -> None:
     """Make a work queue wait because one of its tables is locked, and log which transaction has the lock.
 
-    by: a text on that transaction; None to look it up.
+    by: a text about that transaction; None to look it up.
     """
     by = by or lock_waits.describe_lock_on_tables_of(worker_state.database, queue.query)
     by = by or "another transaction has locked a table that it reads (a migration?)"
@@ -39,24 +38,21 @@ def bar_queue(worker_state: WorkerState, queue: WorkQueue, by: str | None = None
             "; the others go on" if len(worker_state.queues) > 1 else "",
             extra={"event": "reaction_barred", "reaction": queue.name},
         )
-    queue.barred = by
-    postpone_queue(queue)
-    # `not_before` is infinite, so that the queue does not go on by itself: `recheck_barred_queues` checks the table at `barred_until`.
-    queue.barred_until, queue.not_before = min(queue.not_before, worker_state.clock.monotonic() + LONGEST_S), math.inf
+    queue.postponement.wait_for_lock(by, worker_state.clock.monotonic(), LONGEST_S)
 
 
 def _unbar_queue(worker_state: WorkerState, queue: WorkQueue) -> None:
     """Let a work queue go on, if it waits for a locked table, and log that. Call it when none of its tables is locked any more."""
-    if queue.barred is None:
+    if queue.postponement.barred is None:
         return
-    queue.barred, queue.not_before = None, 0.0
+    queue.postponement.end_wait_for_lock()
     if not _is_wait_logged(worker_state, queue):
         log.info("%s goes on: its tables are free", queue.name, extra={"event": "reaction_free", "reaction": queue.name})
 
 
 def _is_wait_logged(worker_state: WorkerState, queue: WorkQueue) -> bool:
     """Return whether the main queue of this reaction or its queue of expired records waits already, so that the wait was logged."""
-    return any(part.barred is not None for part in worker_state.all_queues if part.name == queue.name)
+    return any(part.postponement.barred is not None for part in worker_state.all_queues if part.name == queue.name)
 
 
 def bar_queues_on_locked_tables(worker_state: WorkerState, queues: Sequence[WorkQueue]) -> bool:
@@ -64,7 +60,7 @@ def bar_queues_on_locked_tables(worker_state: WorkerState, queues: Sequence[Work
     statement of this check waits longer than `WAIT` for a lock.
 
     Raises:
-        DBAPIError: a table of groundstate itself is locked, which every queue needs.
+        DBAPIError: a table of groundstate itself, which every queue needs, is locked.
     """
     if not queues:
         return False
@@ -98,7 +94,7 @@ def bar_queues_on_locked_tables(worker_state: WorkerState, queues: Sequence[Work
         else:
             _unbar_queue(worker_state, queue)
     for queue in worker_state.all_queues if found else ():
-        if queue.barred is None and (by := lock_waits.describe_first_lock_on_tables_of(queue.query, locks)):
+        if queue.postponement.barred is None and (by := lock_waits.describe_first_lock_on_tables_of(queue.query, locks)):
             bar_queue(worker_state, queue, by)  # this queue would meet the same lock
     return found
 
@@ -108,6 +104,8 @@ def recheck_barred_queues(worker_state: WorkerState) -> bool:
     all of them go on.
     """
     barred = [
-        queue for queue in worker_state.all_queues if queue.barred is not None and queue.barred_until <= worker_state.clock.monotonic()
+        queue
+        for queue in worker_state.all_queues
+        if queue.postponement.barred is not None and queue.postponement.barred_until <= worker_state.clock.monotonic()
     ]
     return bool(barred) and not bar_queues_on_locked_tables(worker_state, barred)

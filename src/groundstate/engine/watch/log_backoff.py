@@ -1,4 +1,4 @@
-"""Decides when a trouble that lasts is logged: at once, and then again after pauses that double, up to a minute."""
+"""Decides when a lasting problem is logged: at once, and then again after pauses that double, up to a minute."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 FIRST_S = 1.0
 LONGEST_S = 60.0
-WORDS_MOST = 20  # of one trouble, so many different texts are logged without a pause
+WORDS_MOST = 20  # the most different texts about one problem that are logged without a pause
 
 
 @dataclass
 class RepeatedTrouble:
-    """Remembers what was logged about one trouble, from the beginning of the trouble to its end."""
+    """Remembers what was logged about one problem, from the beginning of the problem to its end."""
 
     _gap_s: float = FIRST_S
     _next: float = 0.0
@@ -21,7 +21,7 @@ class RepeatedTrouble:
         """Return True if this text was not logged yet."""
         return words not in self._said
 
-    def may_log(self, words: str, now: float) -> bool:
+    def is_due_to_be_logged(self, words: str, now: float) -> bool:
         """Return whether to log this text now: at once if it is new, else after a pause. now: monotonic time in seconds."""
         if words not in self._said and len(self._said) < WORDS_MOST:
             self._said.add(words)

@@ -12,18 +12,19 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from groundstate.engine.sql import db_errors, key_columns, mapping_check
-from groundstate.engine.sql.key_columns import KeyRefused
+from groundstate.engine.sql import db_errors, key_refusal, mapping_check
+from groundstate.engine.sql.key_refusal import KeyRefused
 from groundstate.engine.sql.mapping_check import UnbuildableStatement
 from groundstate.engine.sql.user_filters import FilterRaised
 from groundstate.engine.watch import locked_tables
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, postpone_queue
+from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.values.errors import GroundstateError
 
 log = logging.getLogger("groundstate")
 _IN_WORDS = (KeyRefused, FilterRaised, UnbuildableStatement)
-LONGEST_S = 5.0  # seconds: the longest pause between two checks, which is not short since each failed check is an error in PostgreSQL's log
+# Seconds: the longest pause between two checks. It is not short, since each failed check writes an error to PostgreSQL's log.
+LONGEST_S = 5.0
 
 
 def wait_if_schema_misfit(worker_state: WorkerState, queue: WorkQueue, error: BaseException | None) -> bool:
@@ -37,7 +38,7 @@ def wait_if_schema_misfit(worker_state: WorkerState, queue: WorkQueue, error: Ba
     if error is None or not (db_errors.is_schema_mismatch(error) or db_errors.is_permission_denied(error) or isinstance(error, _IN_WORDS)):
         return False
     whole = worker_state.queue_named(queue.name)
-    if whole.lacks is None:
+    if whole.postponement.lacks is None:
         lacks = str(error) if isinstance(error, GroundstateError) else db_errors.error_in_one_line(error)
         log.error(
             "%s is not carried out: %s; %sthe others go on",
@@ -46,13 +47,13 @@ def wait_if_schema_misfit(worker_state: WorkerState, queue: WorkQueue, error: Ba
             "" if isinstance(error, FilterRaised | UnbuildableStatement) else "it begins by itself after that, and ",
             extra={"event": "reaction_unfit", "reaction": whole.name},
         )
-        whole.lacks = lacks  # set after the log line, so that whoever reads this value also finds the line
+        whole.postponement.note_lack(lacks)  # set after the log line, so that whoever reads this value also finds the line
     _postpone_check(whole)
     return True
 
 
 def find_misfits(worker_state: WorkerState) -> None:
-    """Find the queues whose records do not fit the database, and make them wait. Call it at a start, before any record is loaded.
+    """Find the queues whose records do not fit the database, and make them wait. Call it when a worker starts, before it loads any record.
 
     This is an early warning only, so an error of the check itself is ignored.
     """
@@ -67,35 +68,37 @@ def find_misfits(worker_state: WorkerState) -> None:
 def recheck_lacking_queues(worker_state: WorkerState) -> bool:
     """Check again the queues that wait for a missing column or the like and whose pause is over. Return whether any of them goes on."""
     now = worker_state.clock.monotonic()
-    lacking = [queue for queue in worker_state.queues if queue.lacks is not None and queue.not_before <= now]
+    lacking = [queue for queue in worker_state.queues if queue.postponement.lacks is not None and queue.postponement.not_before <= now]
     return bool([queue for queue in lacking if _resume_if_fitting(worker_state, queue)])
 
 
 def clear_lack(queue: WorkQueue) -> None:
     """Note that the queue lacks nothing any more, and log it. Call it after a record of the queue was loaded, or the check succeeded."""
-    if queue.lacks is None:
+    if queue.postponement.lacks is None:
         return
-    queue.lacks, queue.seen_lacking = None, False
+    queue.postponement.end_lack()
     log.warning(
         "%s goes on: what it lacked is there", queue.name, extra={"event": "reaction_fits", "reaction": queue.name}
-    )  # a warning, so that a log without INFO shows the end as well as the beginning
+    )  # logged as a warning, so that a log without INFO lines shows the end of the wait as well as its beginning
 
 
 def _resume_if_fitting(worker_state: WorkerState, queue: WorkQueue) -> bool:
     error = _find_misfit(worker_state, [queue])
     if error is not None:
-        queue.seen_lacking = True
+        queue.postponement.confirm_lack()
         _postpone_check(queue)
         return False
-    if not queue.seen_lacking and queue.has_work:
-        return False  # the check never saw what is lacking, so it proves nothing: only a record that is carried out ends the wait
-    if queue.seen_lacking:
-        queue.trouble = 0  # only if the check saw the error before and not now: any other error may come back, and its pauses must grow
+    if not queue.postponement.seen_lacking and queue.has_work:
+        # The check never showed what is lacking, so its success proves nothing: only a record that is carried out ends the wait.
+        return False
+    if queue.postponement.seen_lacking:
+        # The check showed this error before, and shows it no longer. Any other error may come back, so its pauses have to go on growing.
+        queue.postponement.note_success()
     clear_lack(queue)
     for part in filter(None, (queue, queue.late)):
-        part.not_before = 0.0
-        part.request_pass()  # finds the rows of hints that arrived during the wait
-    queue.due = True
+        part.postponement.try_next_at(0.0)
+        part.rows.request_pass()  # finds the rows of hints that arrived during the wait
+    queue.due_work.request_attempts()
     return True
 
 
@@ -105,15 +108,15 @@ def _find_misfit(worker_state: WorkerState, queues: Sequence[WorkQueue]) -> Exce
         with worker_state.database.reading(wait=locked_tables.WAIT) as connection:
             lacking = mapping_check.find_mapping_error(connection, queries, rights=True)
             raised = next((one.filter_raised for one in queries if one.filter_raised is not None), None)
-            return lacking or raised or next(filter(None, (key_columns.key_refusal(connection, one) for one in queries)), None)
+            return lacking or raised or next(filter(None, (key_refusal.find_key_refusal(connection, one) for one in queries)), None)
     except DBAPIError as error:
-        if db_errors.is_lock_timeout(error) or db_errors.is_permission_denied(error):  # a migration may be running now, so wait on
+        # A migration may be running now, so the queue goes on waiting.
+        if db_errors.is_lock_timeout(error) or db_errors.is_permission_denied(error):
             return error
         raise
 
 
 def _postpone_check(whole: WorkQueue) -> None:
-    postpone_queue(whole)
-    whole.not_before = min(whole.not_before, whole.query.database.clock.monotonic() + LONGEST_S)
+    check_at = whole.postponement.postpone(whole.query.database.clock.monotonic(), LONGEST_S)
     if whole.late is not None:
-        whole.late.not_before = whole.not_before
+        whole.late.postponement.try_next_at(check_at)

@@ -19,14 +19,15 @@ from groundstate.engine.watch import locked_tables, missing_columns, raising_con
 from groundstate.engine.watch.due_timers import Timers
 from groundstate.engine.watch.sweep_leader import SweepLeader
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, postpone_queue
+from groundstate.engine.watch.worker_state import WorkerState
 
 T = TypeVar("T")
-NEWEST_AT_ONCE = 50  # rows: of the newest rows, so many are queued during a long pass
-TOGETHER_FROM = 4  # if so many conditions have to be queried, one common statement queries them
-TOGETHER_S = 1.0  # seconds of one loop iteration for conditions that are queried one by one; the rest wait for the next iteration
+NEWEST_AT_ONCE = 50  # number of newest rows that are queued at once during a long pass
+TOGETHER_FROM = 4  # if at least so many conditions have to be queried, one statement queries them together
+# Seconds of one loop iteration in which conditions are queried one by one; the other conditions wait for the next iteration.
+TOGETHER_S = 1.0
 TOGETHER_MOST = 128  # the most conditions in one statement, since the database has to plan all of them at once
-APART_S = 60.0  # seconds: after the common statement failed, each condition has a statement of its own for so long
+APART_S = 60.0  # seconds: for so long after a common statement failed, each condition has a statement of its own
 
 
 class BacklogProbe:
@@ -44,35 +45,41 @@ class BacklogProbe:
         """Move hints into the work queues, and end each new backlog pass for which a query finds no row to carry out."""
         started = self._worker_state.clock.monotonic()
         for queue in self._worker_state.all_queues:
-            if queue.take_over_hints() and queue.query.timing is not None:
+            if queue.rows.take_over_hints() and queue.query.timing is not None:
                 self._timers.mark_stale()
-            if queue.newest and queue.is_enabled and queue.lacks is None and queue.barred is None and queue.search is None:
+            postponement = queue.postponement
+            if queue.rows.newest and queue.is_enabled and not postponement.cannot_be_queried and postponement.search is None:
                 self._queue_newest_rows(queue)
         self._probe_before_locking()
         self.took_s += self._worker_state.clock.monotonic() - started
 
     def _probe_before_locking(self) -> None:
         now = self._worker_state.clock.monotonic()
-        beginning = [queue for queue in self._worker_state.all_queues if queue.has_pass and not queue.probed and queue.not_before <= now]
-        due_lanes = [queue for queue in self._worker_state.queues if queue.due]
+        beginning = [
+            queue
+            for queue in self._worker_state.all_queues
+            if queue.has_pass and not queue.rows.probed and queue.postponement.not_before <= now
+        ]
+        due_lanes = [queue for queue in self._worker_state.queues if queue.due_work.has_due_attempts]
         if not beginning and not due_lanes:
             return
         try:
             with self._worker_state.database.reading(wait=locked_tables.WAIT) as connection:
                 if due_lanes and connection.execute(attempts.ANY).first() is None:
                     for queue in due_lanes:
-                        queue.due, queue.due_cursor = False, None
+                        queue.due_work.note_no_more_attempts()
                 self._query_for_rows_to_take(connection, beginning)
         except Exception as error:
             its_own = db_errors.is_fault_of_statement(error) or db_errors.is_lock_timeout(error) or db_errors.is_cancelled_statement(error)
             if not its_own or now < self._apart_until:
                 raise
-            # One of the conditions fails or takes long: from now on each has a statement of its own, which shows which condition it is.
+            # One of the conditions fails or takes long. From now on each condition has a statement of its own, to find out which condition
+            # it is.
             self._apart_until = now + APART_S
 
     def _query_for_rows_to_take(self, connection: Connection, beginning: list[WorkQueue]) -> None:
         apart = self._worker_state.clock.monotonic() < self._apart_until
-        plain = [] if apart else [queue for queue in beginning if queue.groups is None]
+        plain = [] if apart else [queue for queue in beginning if queue.rows.groups is None]
         if len(plain) < TOGETHER_FROM:
             plain = []
         for first in range(0, len(plain), TOGETHER_MOST):
@@ -81,7 +88,7 @@ class BacklogProbe:
             with self._worker_state.database.limit_statement(connection, max(map(slow_conditions.condition_limit_s, some))):
                 row = connection.execute(self._build_common_statement(some)).one()
             for queue, found in zip(some, row, strict=True):
-                queue.asking.record((self._worker_state.clock.monotonic() - began) / len(some))
+                queue.rows.record_query_duration((self._worker_state.clock.monotonic() - began) / len(some))
                 self._note_probe_result(connection, queue, found=bool(found))
         asked, began = set(plain), self._worker_state.clock.monotonic()
         for queue in beginning:
@@ -93,10 +100,11 @@ class BacklogProbe:
             self._note_probe_result(connection, queue, found=bool(rows))
 
     def _note_probe_result(self, connection: Connection, queue: WorkQueue, *, found: bool) -> None:
-        queue.probed = True
         if not found:
-            queue.end_pass()
-        elif queue.elsewhere:
+            queue.rows.end_pass()
+            return
+        queue.rows.note_rows_found()
+        if queue.rows.elsewhere:
             size = self._leader.worker_count
             self._query_or_postpone_queue(
                 queue, connection, lambda: queue.skip_batches(connection, self._worker_state.incarnation.dice.randrange(size))
@@ -115,7 +123,7 @@ class BacklogProbe:
         return made
 
     def _query_or_postpone_queue(self, queue: WorkQueue, connection: Connection, ask: Callable[[], T]) -> T | None:
-        """Call `ask`, which queries this queue's condition, and return its result. If the query fails, postpone the queue; return None."""
+        """Call `ask`, which queries this queue's condition, and return its result. If it fails, postpone the queue and return None."""
         try:
             with slow_conditions.limit_query_time(self._worker_state, queue, connection):
                 return ask()
@@ -127,13 +135,13 @@ class BacklogProbe:
             if db_errors.is_lock_timeout(error):
                 locked_tables.bar_queues_on_locked_tables(self._worker_state, [queue])
                 return None
-            if db_errors.is_transient(error):
+            if db_errors.is_no_fault_of_record(error):
                 raise
             if missing_columns.wait_if_schema_misfit(self._worker_state, queue, error) or raising_conditions.search_if_condition_raised(
                 self._worker_state, queue, error
             ):
                 return None
-            postpone_queue(queue)
+            queue.postpone_after_error()
             raising_conditions.log_condition_error(queue, error)
             return None
 
@@ -141,8 +149,8 @@ class BacklogProbe:
         """Queue the rows with the highest keys. They were probably written last, and a long backlog pass, which goes in key order, would
         reach them last.
         """
-        queue.newest = False
+        queue.rows.note_newest_queried()
         with self._worker_state.database.reading(wait=locked_tables.WAIT) as connection:
-            newest = queue.query.select_cursors_after(None, NEWEST_AT_ONCE, crowded=True, newest=True)
+            newest = queue.query.selects.select_cursors_after(None, NEWEST_AT_ONCE, crowded=True, newest=True)
             rows = self._query_or_postpone_queue(queue, connection, lambda: connection.execute(newest).all())
-            queue.fresh.update(dict.fromkeys(queue.query.key_in_cursor(tuple(row)) for row in rows or ()))
+            queue.rows.add_fresh_keys(queue.query.cursors.key_in_cursor(tuple(row)) for row in rows or ())

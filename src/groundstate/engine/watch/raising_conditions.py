@@ -17,19 +17,19 @@ from groundstate.engine.sql import db_errors
 from groundstate.engine.sql.raising_rows import RaisingRowSearch
 from groundstate.engine.watch import locked_tables, missing_columns
 from groundstate.engine.watch.work_queue import WorkQueue
-from groundstate.engine.watch.worker_state import WorkerState, postpone_queue
+from groundstate.engine.watch.worker_state import WorkerState
 
 log = logging.getLogger("groundstate")
-STEP_S = 0.02  # seconds that one search may take of each loop iteration, so that the other reactions go on
+STEP_S = 0.02  # seconds of each loop iteration that one search may take, so that the other reactions go on
 FOUND_MOST = 2_000  # keys: a search pauses while so many keys that it found wait to be carried out
 FEW = 50  # the most keys queued at once for a reaction with `in_order` or `per`, since each key costs a lookup of its group
-AGAIN_S = 5.0  # seconds between one try of some failing rows and the next
+AGAIN_S = 5.0  # seconds between two retries of failing rows
 AGAIN_AT_ONCE = 20  # failing rows that are tried again together
 WAITS_S = 60.0  # seconds until the condition is queried again after it raised for too many rows
-# Seconds after the last error before the condition is queried in its plain form again (clauses in any order), if no failing row is left;
-# doubled each time that the plain form then raises again.
+# Seconds without an error after which the condition is queried in its plain form (clauses in any order) again, if no failing row is left.
+# The number is doubled each time that the plain form raises an error again.
 PLAIN_S = 10.0
-PLAIN_MOST_S = 3600.0  # seconds: the most to which PLAIN_S is doubled
+PLAIN_MOST_S = 3600.0  # seconds: the longest wait to which PLAIN_S is doubled
 
 
 def search_if_condition_raised(worker_state: WorkerState, queue: WorkQueue, error: BaseException | None) -> bool:
@@ -37,10 +37,12 @@ def search_if_condition_raised(worker_state: WorkerState, queue: WorkQueue, erro
     if not isinstance(error, DBAPIError) or not db_errors.is_caused_by_value(error):
         return False
     whole, now = worker_state.queue_named(queue.name), worker_state.clock.monotonic()
-    if whole.search is not None or now < whole.raises_until:  # until the search ends, only queries by key are sent
-        postpone_queue(queue)
+    waits = whole.postponement
+    # A search is running, or has just found too many failing rows: begin no new search.
+    if waits.search is not None or now < waits.raises_until:
+        queue.postpone_after_error()
         return True
-    if worker_state.incarnation.lines.may_log(whole.name, limited_logging.CONDITION_RAISES, now):
+    if worker_state.incarnation.lines.count_line(whole.name, limited_logging.CONDITION_RAISES, now):
         log.warning(
             "%s: its condition raises for some record (%s): a search finds which ones, these fail, and the others go on",
             whole.name,
@@ -52,19 +54,19 @@ def search_if_condition_raised(worker_state: WorkerState, queue: WorkQueue, erro
 
 
 def continue_searches(worker_state: WorkerState) -> None:
-    """Go on for a short time with each search for failing rows; where none is running, try some failing rows again."""
+    """Go on for a short time with each search for failing rows. For each queue without a running search, try some failing rows again."""
     for queue in worker_state.queues:
-        if not queue.query.in_turn or not queue.is_enabled or queue.barred is not None or queue.lacks is not None:
+        if not queue.query.in_turn or not queue.is_enabled or queue.postponement.cannot_be_queried:
             continue
         now = worker_state.clock.monotonic()
-        if not queue.plain_s:  # no search ran yet: failing rows were found while the rows of a new reaction were counted
+        if not queue.postponement.plain_s:  # no search ran yet: failing rows were found while the rows of a new reaction were counted
             _begin_search(queue, now)
-        if queue.not_before > now:
+        if queue.postponement.not_before > now:
             continue
         try:
-            if queue.search is not None:
-                _continue_search(worker_state, queue, queue.search)
-            elif now >= queue.asked_again + AGAIN_S:
+            if queue.postponement.search is not None:
+                _continue_search(worker_state, queue, queue.postponement.search)
+            elif now >= queue.postponement.asked_again + AGAIN_S:
                 _retry_failing_rows(worker_state, queue, now)
         except Exception as error:
             if db_errors.is_lock_timeout(error):
@@ -74,7 +76,7 @@ def continue_searches(worker_state: WorkerState) -> None:
                 raise
             if missing_columns.wait_if_schema_misfit(worker_state, queue, error):
                 continue
-            postpone_queue(queue)
+            queue.postpone_after_error()
             log_condition_error(queue, error)
 
 
@@ -84,10 +86,10 @@ def _may_search_further(search: RaisingRowSearch) -> bool:
 
 def has_search_step(queue: WorkQueue) -> bool:
     """Return whether this queue's search has a step to do in the next loop iteration."""
-    search = queue.search
-    if search is None or not queue.is_enabled or queue.barred is not None or queue.lacks is not None:
+    search = queue.postponement.search
+    if search is None or not queue.is_enabled or queue.postponement.cannot_be_queried:
         return False
-    return not queue.fresh or _may_search_further(search)
+    return not queue.rows.fresh or _may_search_further(search)
 
 
 def _queue_and_late_queue(whole: WorkQueue) -> list[WorkQueue]:
@@ -95,13 +97,14 @@ def _queue_and_late_queue(whole: WorkQueue) -> list[WorkQueue]:
 
 
 def _begin_search(whole: WorkQueue, now: float) -> None:
-    if not whole.plain_s or not whole.query.in_turn:
-        whole.plain_s = min(2 * whole.plain_s, PLAIN_MOST_S) or PLAIN_S
+    plain_s = whole.postponement.plain_s
+    if not plain_s or not whole.query.in_turn:
+        plain_s = min(2 * plain_s, PLAIN_MOST_S) or PLAIN_S
     whole.query.evaluate_clauses_in_turn(whole.query.raising_keys)
-    whole.raised_at, search = now, RaisingRowSearch()
+    search = RaisingRowSearch()
     for part in _queue_and_late_queue(whole):
-        part.search = search
-        part.request_pass()
+        part.postponement.begin_search(search, now, plain_s)
+        part.rows.request_pass()
 
 
 def _continue_search(worker_state: WorkerState, queue: WorkQueue, search: RaisingRowSearch) -> None:
@@ -110,13 +113,13 @@ def _continue_search(worker_state: WorkerState, queue: WorkQueue, search: Raisin
         with worker_state.database.reading(wait=locked_tables.WAIT) as connection:
             while _may_search_further(search) and worker_state.clock.monotonic() < until_s:
                 search.search_next_page(connection, queue.query)
-                if queue.groups is not None:
+                if queue.rows.groups is not None:
                     search.ready.clear()  # the backlog pass by groups finds the matching rows
         if search.over and not search.has_too_many:
             search.ready += search.culprits
             queue.query.evaluate_clauses_in_turn(search.culprits)
-    room = max((FEW if queue.groups is not None else queue.batch) - len(queue.fresh), 0)
-    queue.fresh.update(dict.fromkeys(search.ready[:room]))
+    room = max((FEW if queue.rows.groups is not None else queue.rows.batch) - len(queue.rows.fresh), 0)
+    queue.rows.add_fresh_keys(search.ready[:room])
     del search.ready[:room]
     if search.over and not search.ready:
         _end_search(queue, search)
@@ -124,26 +127,23 @@ def _continue_search(worker_state: WorkerState, queue: WorkQueue, search: Raisin
 
 def _end_search(queue: WorkQueue, search: RaisingRowSearch) -> None:
     now = queue.query.database.clock.monotonic()
-    queue.raised_at = queue.asked_again = now
     if search.has_too_many:
-        queue.raises_until = now + WAITS_S
         _log_condition_failed(queue, search.describe_culprits(queue.query))
     for part in _queue_and_late_queue(queue):
-        part.search = None
-        if search.has_too_many:
-            part.not_before = queue.raises_until
-        part.request_pass()
+        part.postponement.end_search(now, now + WAITS_S if search.has_too_many else None)
+        part.rows.request_pass()
 
 
 def _retry_failing_rows(worker_state: WorkerState, queue: WorkQueue, now: float) -> None:
     """Queue some of the failing rows again. If there has been no failing row for a while, query the condition in its plain form again."""
-    queue.asked_again, query = now, queue.query
+    queue.postponement.note_failing_rows_tried(now)
+    query = queue.query
     if not query.raising_keys:
-        if now >= queue.raised_at + queue.plain_s:
+        if now >= queue.postponement.plain_again_at:
             query.evaluate_clauses_in_any_order()
         return
     some = worker_state.incarnation.dice.sample(list(query.raising_keys), min(AGAIN_AT_ONCE, len(query.raising_keys)))
-    queue.fresh.update(dict.fromkeys(some))
+    queue.rows.add_fresh_keys(some)
 
 
 def log_condition_error(queue: WorkQueue, error: BaseException, what: str = "") -> None:

@@ -25,7 +25,7 @@ class RemoteHints:
         self._not_before = 0.0
 
     def keep_hint(self, hint: Hint, at: float) -> None:
-        """Keep a hint, which may be handled from a monotonic time on. Any thread may call this."""
+        """Keep a hint, which may be handled from the monotonic time `at` on. Any thread may call this."""
         with self._lock:
             if len(self._waiting) < WAITING_MOST:
                 self._waiting.append((at, hint))
@@ -51,14 +51,14 @@ class RemoteHints:
 def _pass_hints_to_queues(queues: Sequence[WorkQueue], ready: Sequence[Hint]) -> None:
     for queue in queues:
         for hint in ready:
-            if hint.table in queue.query.names_of_tables_read if hint.table else queue.name in hint.reactions:
+            if hint.table in queue.query.tables.names_of_tables_read if hint.table else queue.name in hint.reactions:
                 _note_keys_of_hint(queue, hint)
 
 
 def _note_keys_of_hint(queue: WorkQueue, hint: Hint) -> None:
     texts = hint.keys.get(queue.name, ())
-    keys = [key for text in texts if (key := queue.query.key_from_text_or_none(text)) is not None]
+    keys = [key for text in texts if (key := queue.query.keys.key_from_text_or_none(text)) is not None]
     if keys:
-        queue.note_keys(keys)
-    if len(keys) < max(len(texts), 1) and not (queue.left_to_others and hint.rows > ROWS_EACH):
-        queue.note_unknown_keys(spread=hint.rows >= EVERYBODY)
+        queue.rows.note_keys(keys)
+    if len(keys) < max(len(texts), 1) and not (queue.rows.left_to_others and hint.rows > ROWS_EACH):
+        queue.rows.note_unknown_keys(spread=hint.rows >= EVERYBODY)

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groundstate.engine.sql import commit_hooks
-from groundstate.engine.sql.commit_hooks import Touched
-from groundstate.engine.sql.condition_query import ConditionQuery, PrimaryKey
+from groundstate.engine.sql.commit_hooks import TouchedRecords
+from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.rules import constant_clauses
 
 
 @dataclass
 class ConcernedRecords:
-    """The keys of the records of one reaction that a commit may concern. whole: also other records, whose keys are not known."""
+    """The keys of the records of one reaction that a commit may concern. whole: whether it may also concern records with unknown keys."""
 
     keys: list[PrimaryKey] = field(default_factory=list)
     whole: bool = False
@@ -23,7 +24,7 @@ class ConcernedRecords:
         return self.whole or bool(self.keys)
 
 
-def find_concerned_records(query: ConditionQuery, touched: Touched) -> ConcernedRecords:
+def find_concerned_records(query: ConditionQuery, touched: TouchedRecords) -> ConcernedRecords:
     """Return which records may meet a reaction's condition now, by the rows and tables that a commit touched."""
     found = ConcernedRecords(whole=any(_reads_table_of(query, record) for record in touched.whole))
     mine = query.entity
@@ -45,13 +46,13 @@ def register_parent_wakeups(query: ConditionQuery) -> None:
 
 def _keys_that_may_match(query: ConditionQuery, keys: Mapping[PrimaryKey, Mapping[str, Any] | None]) -> list[PrimaryKey]:
     demanded = query.demanded_constants
-    size = len(query.key_attributes)
+    size = len(query.keys.key_attributes)
     return [key for key, new in keys.items() if len(key) == size and (not new or not constant_clauses.makes_a_clause_false(demanded, new))]
 
 
 def _reads_table_of(query: ConditionQuery, record: type) -> bool:
     table = getattr(record, "__table__", None)
-    return table is None or table.fullname in query.names_of_tables_read
+    return table is None or table.fullname in query.tables.names_of_tables_read
 
 
 def _is_class_of_child_clause(query: ConditionQuery, record: type) -> bool:

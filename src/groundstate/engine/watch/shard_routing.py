@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import URL
 
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from groundstate.store.safe_name import label_of_url
 
 
@@ -24,7 +24,7 @@ class DatabasePart:
     names: Mapping[str, str] = field(default_factory=dict)
     several: bool = False
 
-    def name_of_database(self, touched: Touched) -> str:
+    def name_of_database(self, touched: TouchedRecords) -> str:
         """Return the name of the database to which a commit went, or "" if that is not known."""
         return self.names.get(touched.place, "")
 
@@ -39,7 +39,9 @@ def may_be_same_database(name: str, other: str) -> bool:
 
 
 def names_by_url_text(named: Iterable[tuple[str | None, URL]]) -> dict[str, str]:
-    """Return a mapping from the text of each database's URL to its name. Databases without a name, or with a common text, are left out."""
+    """Return a mapping from the text of each database's URL to its name. Databases without a name, or with the same text as another
+    database, are left out.
+    """
     places = [(label_of_url(url), name) for name, url in named]
     seen = Counter(place for place, _ in places)
     return {place: name for place, name in places if name and seen[place] == 1}

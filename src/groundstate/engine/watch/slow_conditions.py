@@ -1,4 +1,4 @@
-"""Queries conditions that take long on separate connections and threads, so that the other reactions go on meanwhile.
+"""Uses separate threads and connections to query conditions that take long, so that the other reactions go on meanwhile.
 
 In the worker's own thread, the query of a condition is cancelled after a short time limit. From then on a separate thread queries this
 condition for keys only, and the keys are queued like keys from hints. Each cancellation in the separate thread doubles the time limit; once
@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection
 
 from groundstate.engine.sql import db_errors
-from groundstate.engine.sql.condition_query import Place, PrimaryKey
+from groundstate.engine.sql.pass_cursors import PassCursor
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.watch.work_queue import WorkQueue
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.store.statement_timeouts import Limit
@@ -29,14 +30,15 @@ LIMIT_TIMES = 20  # factor: a condition's time limit is at least this many times
 CLAIM_TIMES = 5  # factor on a condition's time limit for a query that also locks and loads the records
 LIMIT_MOST_S = 300.0  # seconds: the longest time limit in a separate thread; after that, a condition has no time limit
 FEWER = 8  # divisor: after a lookup of keys was cancelled, the next lookup has so many times fewer keys
-REST_TIMES = 4  # after a cancelled lookup the reaction waits so many times as long as the lookup took, so that others get most of the time
+# Factor: after a cancelled lookup, the reaction waits this many times the duration of the lookup, so that others get most of the time.
+REST_TIMES = 4
 KEYS_AT_ONCE = 1_000
 KEYS_FEW = 50  # keys at once for a reaction with a call and `in_order` or `per`, since keys that have to wait are queried again later
 
 
 def condition_limit_s(queue: WorkQueue) -> float:
     """Return how many seconds one query of this condition may take in the worker's own thread."""
-    return max(LIMIT_S, LIMIT_TIMES * queue.asking.seconds)
+    return max(LIMIT_S, LIMIT_TIMES * queue.rows.usual_query_s)
 
 
 def claim_limit_s(queue: WorkQueue) -> float:
@@ -52,7 +54,7 @@ def limit_query_time(worker_state: WorkerState, queue: WorkQueue, connection: Co
     began = worker_state.clock.monotonic()
     with worker_state.database.limit_statement(connection, condition_limit_s(queue)):
         yield
-    queue.asking.record(worker_state.clock.monotonic() - began)
+    queue.rows.record_query_duration(worker_state.clock.monotonic() - began)
 
 
 def move_aside_if_cut(queue: WorkQueue, error: BaseException | None) -> bool:
@@ -61,7 +63,7 @@ def move_aside_if_cut(queue: WorkQueue, error: BaseException | None) -> bool:
     """
     if error is None or not db_errors.is_cancelled_statement(error):
         return False
-    if not queue.aside:
+    if not queue.rows.aside:
         log.warning(
             "%s: the query of its condition takes longer than %.1f s: from now on it runs beside the others, which go on, and its rows"
             " are found late where no hint tells of them. `groundstate check` says which index it lacks",
@@ -69,7 +71,7 @@ def move_aside_if_cut(queue: WorkQueue, error: BaseException | None) -> bool:
             condition_limit_s(queue),
             extra={"event": "condition_slow", "reaction": queue.name},
         )
-    queue.aside, queue.newest = True, False
+    queue.rows.move_query_aside()
     return True
 
 
@@ -79,12 +81,12 @@ def take_fewer_keys(queue: WorkQueue, keys: Sequence[PrimaryKey], took_s: float)
 
     took_s: seconds that the lookup took.
     """
-    queue.batch = max(len(keys) // FEWER, 1)
+    queue.rows.limit_next_batch(len(keys) // FEWER)
     if len(keys) > 1:
-        queue.fresh = dict.fromkeys(keys) | queue.fresh
+        queue.rows.put_keys_first(keys)
     else:
-        queue.request_pass()
-    queue.not_before = max(queue.not_before, queue.query.database.clock.monotonic() + REST_TIMES * took_s)
+        queue.rows.request_pass()
+    queue.postponement.postpone_until(queue.query.database.clock.monotonic() + REST_TIMES * took_s)
 
 
 @dataclass
@@ -98,13 +100,13 @@ class _SeparateQuery:
     ended: bool = False
     took_s: float = 0.0  # seconds that the query took
     keys: Sequence[PrimaryKey] = ()  # keys that it found
-    cursor: Place | None = None  # the row behind which the backlog pass goes on; None: the pass has ended
+    cursor: PassCursor | None = None  # the row after which the backlog pass goes on; None: the pass has ended
     error: BaseException | None = None  # the error that ended the query; None if there was none
 
 
 @dataclass
 class _QueueProgress:
-    """The state of one work queue whose condition separate threads query."""
+    """The state of one work queue whose condition is queried in separate threads."""
 
     allowed_s: float = 2 * LIMIT_S  # seconds that the next query may take
     look: _SeparateQuery | None = None  # the query that runs, or whose result was not taken over yet; None if there is none
@@ -124,7 +126,7 @@ class SeparateQueries:
     def run_separate_queries(self) -> None:
         """Take over the results of separate threads that have ended, and start further threads."""
         for queue in self.worker_state.all_queues:
-            if not queue.aside:
+            if not queue.rows.aside:
                 continue
             of = self._queues.setdefault(queue, _QueueProgress())
             if of.look is not None and of.look.ended:
@@ -148,17 +150,18 @@ class SeparateQueries:
         """Return whether a separate thread may query this queue's condition now: not before the keys that the last query found are carried
         out, since the next query would find the same keys again.
         """
-        waits = bool(queue.fresh) or queue.barred is not None or queue.lacks is not None or queue.left_to_others or queue.search is not None
-        return not waits and queue.aside and queue.is_enabled and queue.backlog and self.worker_state.stopping is None
+        postponement = queue.postponement
+        waits = bool(queue.rows.fresh) or queue.rows.left_to_others or postponement.cannot_be_queried or postponement.search is not None
+        return not waits and queue.rows.aside and queue.is_enabled and queue.rows.backlog and self.worker_state.stopping is None
 
     def _start_query_thread(self, queue: WorkQueue, of: _QueueProgress) -> None:
         of.look = _SeparateQuery(of.allowed_s)
         ask = threading.Thread(
-            target=self._run_query_in_thread, args=(queue, queue.cursor, of.look), name=f"groundstate-aside-{queue.name}", daemon=True
+            target=self._run_query_in_thread, args=(queue, queue.rows.cursor, of.look), name=f"groundstate-aside-{queue.name}", daemon=True
         )
         ask.start()
 
-    def _run_query_in_thread(self, queue: WorkQueue, cursor: Place | None, look: _SeparateQuery) -> None:
+    def _run_query_in_thread(self, queue: WorkQueue, cursor: PassCursor | None, look: _SeparateQuery) -> None:
         began = self.worker_state.clock.monotonic()
         try:
             with (
@@ -172,14 +175,14 @@ class SeparateQueries:
         look.ended = True
         self.wake()
 
-    def _find_keys(self, queue: WorkQueue, cursor: Place | None, look: _SeparateQuery, connection: Connection) -> None:
-        if queue.groups is not None:
+    def _find_keys(self, queue: WorkQueue, cursor: PassCursor | None, look: _SeparateQuery, connection: Connection) -> None:
+        if queue.rows.groups is not None:
             most = KEYS_FEW if queue.query.spec.call is not None else KEYS_AT_ONCE
-            page = queue.groups.next_page(connection, cursor, most, lambda _value: True)
+            page = queue.rows.groups.next_page(connection, cursor, most, lambda _value: True)
             look.keys, look.cursor = page.keys[:most], page.cursor
             return
-        rows = [tuple(row) for row in connection.execute(queue.query.select_cursors_after(cursor, KEYS_AT_ONCE, crowded=True))]
-        look.keys = [queue.query.key_in_cursor(row) for row in rows]
+        rows = [tuple(row) for row in connection.execute(queue.query.selects.select_cursors_after(cursor, KEYS_AT_ONCE, crowded=True))]
+        look.keys = [queue.query.cursors.key_in_cursor(row) for row in rows]
         look.cursor = rows[-1] if len(rows) == KEYS_AT_ONCE else None
 
     def _take_result(self, queue: WorkQueue, of: _QueueProgress, look: _SeparateQuery) -> None:
@@ -190,13 +193,14 @@ class SeparateQueries:
             log.debug("%s was cut after %.0f s", queue.name, look.took_s, extra={"event": "condition_cut", "reaction": queue.name})
             return
         if error is not None:
-            queue.aside = db_errors.is_transient(error)  # if not transient, the worker's own thread queries next, and handles the error
+            if not db_errors.is_no_fault_of_record(error):
+                queue.rows.return_query_to_own_thread()  # the worker's own thread queries next, and handles the error
             return
-        usual_s = queue.asking.record(look.took_s)
-        queue.fresh.update(dict.fromkeys(look.keys))
-        queue.cursor = look.cursor
+        usual_s = queue.rows.record_query_duration(look.took_s)
+        queue.rows.add_fresh_keys(look.keys)
+        queue.rows.move_cursor(look.cursor)
         if look.cursor is None:
-            queue.end_pass()
+            queue.rows.end_pass()
         if max(usual_s, look.took_s) < LIMIT_S / 2:
-            queue.aside = False
+            queue.rows.return_query_to_own_thread()
             del self._queues[queue]

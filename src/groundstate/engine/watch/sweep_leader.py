@@ -24,12 +24,12 @@ from groundstate.rules.hint_codec import Hint
 from groundstate.store.tables import worker as table
 
 log = logging.getLogger("groundstate")
-BEAT_S = 1.5  # seconds, times the number of workers: after this time a worker that does not sweep checks again whether it has to
-BEAT_MOST_S = 60.0  # seconds: the longest time until that worker checks again
+BEAT_S = 1.5  # seconds between two checks of a worker whether it has to sweep; multiplied by the number of workers
+BEAT_MOST_S = 60.0  # seconds: the longest time between two checks of a worker whether it has to sweep
 BACKUP_S = 0.05  # seconds after a hint until a second worker follows it
 HELPS_AFTER_S = 0.15  # seconds after a hint about many rows until more workers follow it, except those excluded from the work by then
 JITTER_S = 0.05  # seconds: the longest random delay that is added to HELPS_AFTER_S
-STRANGERS_MOST = 1_000  # the most worker ids in messages that are remembered although this database does not list them
+STRANGERS_MOST = 1_000  # the most unknown worker ids (ids in messages that this database does not list) that are remembered
 STRANGERS_S = 0.5  # seconds: the least pause between two probes of groundstate's tables for an unknown worker id
 CUT_OFF_S = 3.0  # seconds: a sweep leader whose hints have not worked for so long resigns, and sweeps only for itself
 LEADS_EACH_S = 1.0  # seconds between two messages by which the sweep leader says that it runs
@@ -48,6 +48,7 @@ class SweepLeader:
     worker_state: WorkerState
     hints: Callable[[], bool]
     workers: tuple[int, ...] = ()
+    has_other_workers: bool = False  # other workers of this app are known to run on a database with row locks
     leads: bool = False  # this worker is the sweep leader
     lock: int = 0  # number of the leader lock, set at the start; workers with other conditions or schedules use another number
     turned_at: float = 0.0  # monotonic time at which the worker's latest loop iteration began
@@ -82,7 +83,7 @@ class SweepLeader:
     def update_from_probe(self, pulse: IdleProbe, now: float) -> None:
         """Update the list of workers from a probe of groundstate's tables, and become the sweep leader if the leader lock is free."""
         self.workers, self._beat_at = pulse.workers, now
-        self.worker_state.others = self.worker_count > 1 and not self.worker_state.is_embedded
+        self.has_other_workers = self.worker_count > 1 and not self.worker_state.is_embedded
         incarnation = self.worker_state.incarnation
         if self._incarnation != incarnation.lock_holder_key:
             self._incarnation, self.leads = incarnation.lock_holder_key, False

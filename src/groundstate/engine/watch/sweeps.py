@@ -1,8 +1,8 @@
 """Decides when to sweep, which means to query every condition: each second, so that rows whose hint was lost are found. A sweep begins
 backlog passes, which read the rows later.
 
-While another worker sweeps for all (the sweep leader, sweep_leader.py), this worker sweeps only once a minute, and checks at times whether
-it has to become the leader.
+While another worker sweeps for all (the sweep leader, sweep_leader.py), this worker sweeps only once a minute, and checks from time to time
+whether it has to become the leader.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from groundstate.rules.median_cost import UsualDuration
 
 SWEEP_S = 1.0  # seconds between two sweeps, unless sweeps take much of the time
 SWEEP_SHARE = 0.01  # the largest share of the time that sweeps may take
-SWEEP_LONGEST_S = 30.0  # seconds: the longest pause between two sweeps of a worker without a sweep leader above it
+SWEEP_LONGEST_S = 30.0  # seconds: the longest pause between two sweeps of a worker, unless another worker is the sweep leader
 SWEEP_LANE_S = 5.0  # seconds: the longest pause between two sweeps of one reaction, unless its condition is slow
 SWEEP_LANE_TIMES = 20  # factor: for a slow condition the longest pause is this many times the usual duration of its query
 SWEEP_LED_S = 60.0  # seconds between two sweeps of a worker while another worker is the sweep leader
-BY_ITSELF_S = 30.0  # seconds after trouble with the database in which a worker sweeps even if another worker is the sweep leader
+BY_ITSELF_S = 30.0  # seconds: for so long after trouble with the database, a worker sweeps even if another worker is the sweep leader
 LOOK_S = 0.1  # seconds between two checks whether another process wrote to an embedded store
-LOOK_BUSY_S = 0.02  # seconds between two checks for such a write while a backlog is carried out, beside which the checks cost nothing
-LOOK_SHARE = 0.1  # the largest share of the time for the queries that follow when another process wrote
+# Seconds between two checks for writes of other processes while a backlog is carried out, which costs far more than the checks.
+LOOK_BUSY_S = 0.02
+LOOK_SHARE = 0.1  # the largest share of the time that queries caused by writes of other processes may take
 
 
 class Sweeps:
@@ -42,7 +43,7 @@ class Sweeps:
         self.next_look = 0.0
         self.heard_here = False  # a session of this process committed since the last check for writes of other processes
         self.idle_s = 0.0  # seconds that loop iterations of the last sweep took without finding work, which is the cost of sweeping
-        self._left_out_s = 0.0  # seconds that the queries usually take which the last sweep left out
+        self._left_out_s = 0.0  # seconds that the queries left out by the last sweep usually take
         self._cost = UsualDuration()
         self._led = False
         self._by_itself_until = 0.0
@@ -50,8 +51,8 @@ class Sweeps:
     def begin_sweep_if_due(self, keep_house: Callable[[IdleProbe], None], beat: Callable[[IdleProbe], None]) -> bool:
         """Begin a sweep if it is time; return whether a sweep began.
 
-        keep_house: called in a sweep; does all work of a sweep other than querying conditions. beat: called between the sweeps of a worker
-        that has a sweep leader; does only the part of that work which each worker needs.
+        keep_house: does all work of a sweep other than querying conditions; called when a sweep is due. beat: does only the part of this
+        work that each worker needs; called between sweeps while the workers have a sweep leader.
         """
         worker_state = self._worker_state
         if worker_state.stopping is not None:
@@ -68,32 +69,33 @@ class Sweeps:
         if not (full or others):
             return False
         wanted = others or self.next <= 0.0
-        swept = [queue for queue in worker_state.all_queues if wanted or queue.next_sweep <= now]
+        swept = [queue for queue in worker_state.all_queues if wanted or queue.due_work.next_sweep <= now]
         for queue in swept:
             if queue.is_enabled:
-                queue.request_pass()
+                queue.rows.request_pass()
         self._mark_attempts_due([queue for queue in worker_state.queues if queue.is_enabled])
         self._timers.mark_stale()
         if full:
             worker_state.tally.record_sweep_start(now)
             self._schedule_next_sweeps(now, swept)
             keep_house(self._probe_tables(now))
-        worker_state.took = 0
+        worker_state.progress.restart_count()
         self.idle_s = 0.0
-        self._left_out_s = sum(queue.asking.seconds for queue in worker_state.all_queues if queue not in swept and not queue.aside)
+        self._left_out_s = sum(queue.rows.usual_query_s for queue in worker_state.all_queues if queue not in swept and not queue.rows.aside)
         return True
 
     def _schedule_next_sweeps(self, now: float, swept: list[WorkQueue]) -> None:
         """Set for each queue in `swept` when it is swept again, and let the next sweep begin when the first of all queues is due."""
         pause_s, dice = self._pause_s(now), 0.9 + self._worker_state.incarnation.dice.random() / 5
         for queue in swept:
-            queue.next_sweep = now + dice * (pause_s if self._leaves_sweeps_to_leader(now) else self._pause_of_queue_s(queue, pause_s))
-        self.next = min([now + pause_s * dice, *(queue.next_sweep for queue in self._worker_state.all_queues)])
+            own_pause_s = pause_s if self._leaves_sweeps_to_leader(now) else self._pause_of_queue_s(queue, pause_s)
+            queue.due_work.schedule_sweep(now + dice * own_pause_s)
+        self.next = min([now + pause_s * dice, *(queue.due_work.next_sweep for queue in self._worker_state.all_queues)])
 
     def _pause_of_queue_s(self, queue: WorkQueue, pause_s: float) -> float:
-        own_s = queue.asking.seconds
+        own_s = queue.rows.usual_query_s
         longest_s = max(SWEEP_LANE_S, SWEEP_LANE_TIMES * own_s)
-        return min(max(SWEEP_LONGEST_S, own_s) if queue.aside else pause_s, longest_s)
+        return min(max(SWEEP_LONGEST_S, own_s) if queue.rows.aside else pause_s, longest_s)
 
     def _probe_tables(self, now: float) -> IdleProbe:
         seen = idle_probe.run_idle_probe(self._worker_state)
@@ -119,7 +121,7 @@ class Sweeps:
     def _sweep_all_queues_by(self, at: float) -> None:
         self.next = min(self.next, at)
         for queue in self._worker_state.all_queues:
-            queue.next_sweep = min(queue.next_sweep, at)
+            queue.due_work.sweep_no_later_than(at)
 
     def _leaves_sweeps_to_leader(self, now: float) -> bool:
         return not self._leader.has_to_sweep and now >= self._by_itself_until
@@ -132,7 +134,7 @@ class Sweeps:
         return min(max(SWEEP_S, cost_s / SWEEP_SHARE), SWEEP_LONGEST_S)
 
     def _sweep_sooner_if_not_led(self, now: float) -> None:
-        """If this worker had a sweep leader and has none from now on, let its next sweep begin at once or within a second."""
+        """If this worker no longer leaves the sweeps to another worker, let its next sweep begin at once or within a second."""
         led = not self._leader.has_to_sweep
         if self._led and not led:
             self._sweep_all_queues_by(now + (0.0 if self._leader.leads else SWEEP_S * self._worker_state.incarnation.dice.random()))
@@ -140,17 +142,18 @@ class Sweeps:
 
     def _mark_attempts_due(self, queues: list[WorkQueue]) -> None:
         for queue in queues:
-            queue.due, queue.seen_full = True, False
+            queue.due_work.request_attempts()
 
     def _did_others_write(self, now: float) -> bool:
-        """Check at times whether another process wrote to an embedded store; return True if so, and False when no check is due."""
+        """If a check is due, return whether it shows that another process wrote to an embedded store; otherwise return False."""
         worker_state = self._worker_state
         if not worker_state.is_embedded or now < self.next_look:
             return False
-        # If this process committed since the last check, a write of another process cannot be told apart: the next sweep finds its rows.
+        # After a commit of this process, the check cannot show whether another process wrote too. The next sweep finds the rows of such a
+        # write.
         others = worker_state.incarnation.have_others_written() and not self.heard_here
         self.heard_here = False
-        busy = any(queue.is_enabled and queue.backlog for queue in worker_state.all_queues)
+        busy = any(queue.is_enabled and queue.rows.backlog for queue in worker_state.all_queues)
         self.next_look = now + max(LOOK_BUSY_S if busy else LOOK_S, self._looks.took_s / LOOK_SHARE)
         self._looks.took_s = 0.0
         return others

@@ -46,17 +46,17 @@ class Committed:
 class Watch(Protocol):
     """The protocol of a tracing hook, which is implemented outside of the engine. One hook may trace many workers, in all their threads."""
 
-    def calls(self, where: Where, in_flights: Sequence[InFlightCall]) -> Callable[[Sequence[CallResult]], None]:
-        """Begin a trace before the application's function runs: of one call or lookup, or of one `call_many` for several records. Return
-        the function that ends the trace.
+    def trace_calls(self, where: Where, in_flights: Sequence[InFlightCall]) -> Callable[[Sequence[CallResult]], None]:
+        """Begin a trace of one call, one lookup, or one `call_many` for several records, before the application's function runs. Return the
+        function that ends the trace.
         """
         ...
 
-    def batch(self, where: Where, spec: ReactionSpec) -> Callable[[Ran], None]:
+    def trace_batch(self, where: Where, spec: ReactionSpec) -> Callable[[Ran], None]:
         """Begin a trace of a batch of a reaction without a call, before its handlers run. Return the function that ends the trace."""
         ...
 
-    def transaction(self, where: Where, words: Sequence[CallResult]) -> Callable[[Committed], None]:
+    def trace_transaction(self, where: Where, results: Sequence[CallResult]) -> Callable[[Committed], None]:
         """Begin a trace of one transaction that writes these results of calls and begins new calls. Return the function that ends the
         trace.
         """
@@ -69,33 +69,39 @@ class GuardedWatch:
     def __init__(self, where: Where, watch: Watch | None = None) -> None:
         self._where = where
         self._watch = watch
-        self._failing = False  # the hook raised the last time, which was logged as an error
+        self._failing = False  # whether the last call of the hook raised an exception; the first such exception was logged as an error
         self._saying = threading.Lock()  # protects `_failing`: calls end in several threads at once
 
-    def calls(self, in_flights: Sequence[InFlightCall]) -> Callable[[Sequence[CallResult]], None]:
-        """Call `Watch.calls`, and return the function to call when the work has ended."""
-        return _do_nothing if self._watch is None else self._begin_trace(lambda watch: watch.calls(self._where, in_flights), self._watch)
+    def trace_calls(self, in_flights: Sequence[InFlightCall]) -> Callable[[Sequence[CallResult]], None]:
+        """Call `Watch.trace_calls`, and return the function to call when the work has ended."""
+        return (
+            _do_nothing if self._watch is None else self._begin_trace(lambda watch: watch.trace_calls(self._where, in_flights), self._watch)
+        )
 
-    def batch(self, spec: ReactionSpec) -> Callable[[Ran], None]:
-        """Call `Watch.batch`, and return the function to call when the batch has ended."""
-        return _do_nothing if self._watch is None else self._begin_trace(lambda watch: watch.batch(self._where, spec), self._watch)
+    def trace_batch(self, spec: ReactionSpec) -> Callable[[Ran], None]:
+        """Call `Watch.trace_batch`, and return the function to call when the batch has ended."""
+        return _do_nothing if self._watch is None else self._begin_trace(lambda watch: watch.trace_batch(self._where, spec), self._watch)
 
-    def transaction(self, words: Sequence[CallResult]) -> Callable[[Committed], None]:
-        """Call `Watch.transaction`, and return the function to call when the transaction has ended."""
-        return _do_nothing if self._watch is None else self._begin_trace(lambda watch: watch.transaction(self._where, words), self._watch)
+    def trace_transaction(self, results: Sequence[CallResult]) -> Callable[[Committed], None]:
+        """Call `Watch.trace_transaction`, and return the function to call when the transaction has ended."""
+        return (
+            _do_nothing
+            if self._watch is None
+            else self._begin_trace(lambda watch: watch.trace_transaction(self._where, results), self._watch)
+        )
 
     def _begin_trace(self, begin: Callable[[Watch], Callable[[Any], None]], watch: Watch) -> Callable[[Any], None]:
         try:
             ended = begin(watch)
         except BaseException as error:  # an error of the watch must not stop the work
-            self._log_failure("a watch (app.observe) failed when work began, and gets no end of that work", error)
+            self._log_failure("a watch (app.set_watch) failed when work began, and gets no end of that work", error)
             return _do_nothing
 
         def end_trace(result: Any) -> None:
             try:
                 ended(result)
             except BaseException as error:  # an error of the watch must not stop the work
-                self._log_failure("a watch (app.observe) failed when work ended", error)
+                self._log_failure("a watch (app.set_watch) failed when work ended", error)
             else:
                 self._failing = False
 

@@ -26,7 +26,7 @@ log = logging.getLogger("groundstate")
 MOST = 1_000  # the most attempts that are read for each range of unknown states
 
 _KNOWN = sorted(state.value for state in State)
-# The unknown states, as the alphabetic ranges between the known states: the database can use its index on states for a range.
+# All unknown states lie in these alphabetic ranges between the known states. For a range, the database can use its index on states.
 _BETWEEN = [
     table.c.state < _KNOWN[0],
     *(and_(table.c.state > low, table.c.state < high) for low, high in pairwise(_KNOWN)),
@@ -35,7 +35,9 @@ _BETWEEN = [
 
 
 def find_unknown_states(worker_state: WorkerState, connection: Connection) -> None:
-    """Find the attempts in unknown states, keep this worker from carrying out their records, and log each attempt that is new to it."""
+    """Find the attempts in unknown states, keep this worker from carrying out their records, and log each attempt that was not found
+    before.
+    """
     names = [*(queue.name for queue in worker_state.queues), *worker_state.schedules]
     columns = (table.c.reaction, table.c.record, table.c.occurrence, table.c.blocks, table.c.state)
     each = [select(*columns).where(table.c.app == worker_state.app, table.c.reaction.in_(names), range_).limit(MOST) for range_ in _BETWEEN]
@@ -50,7 +52,7 @@ def find_unknown_states(worker_state: WorkerState, connection: Connection) -> No
             extra={"event": "attempt_state_unknown", "reaction": reaction, "record": record},
         )
     worker_state.incarnation.unknown_states = met
-    declared = {name: queue.query.spec.table_name for queue in worker_state.queues for name in queue.query.table_name_spellings}
+    declared = {name: queue.query.spec.table_name for queue in worker_state.queues for name in queue.query.attempts.table_name_spellings}
     worker_state.incarnation.air.set_excluded_records(
         (declared.get(blocks, blocks), record) for _, record, _, blocks, _ in met if blocks is not None
     )

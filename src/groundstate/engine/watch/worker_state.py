@@ -1,14 +1,22 @@
 """The state that the modules of a running worker share: its database, its incarnation (the worker from taking its lock to losing it), its
 work queues, and notes for the next loop iteration.
+
+Each field has one writer. Only the methods of `WorkerState` write its fields. It holds objects (`Progress`, `BatchLocks`, `QueueRotation`,
+`Tally`), and only the methods of such an object write the fields of the object. All other modules only read the fields.
+tests/engine/watch/test_field_owners.py checks that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from groundstate.clock import Clock
 from groundstate.engine.rows.incarnation import Incarnation
+from groundstate.engine.watch.batch_locks import BatchLocks
 from groundstate.engine.watch.counters import Tally
+from groundstate.engine.watch.progress import Progress
+from groundstate.engine.watch.queue_rotation import QueueRotation
 from groundstate.engine.watch.trace_hooks import NOBODY, GuardedWatch
 from groundstate.engine.watch.work_queue import WorkQueue
 from groundstate.rules.attempt import Attempt
@@ -23,25 +31,23 @@ class WorkerState:
     database: Database
     incarnation: Incarnation
     store: str = ""  # name of the database in log lines
-    queues: list[WorkQueue] = field(default_factory=list)  # one work queue for each reaction
-    schedules: list[str] = field(default_factory=list)  # names of the schedules
-    enrolled: bool = False  # whether the database's rows of schedules agree with the schedules that the application declares
-    stopping: float | None = None  # time at which a stopping worker waits no longer for running calls; None: it is not stopping
-    next_due: float | None = None  # time at which the next attempt is due; 0: query it; None: no attempt becomes due
-    took: int = 0  # number of records and attempts that were carried out since the last sweep began
-    took_last: str = ""  # name of the reaction of which a record was carried out last
-    bounded: tuple[int, int] = (0, 0)  # (incarnation id, how often the clock went back) when `clamp_future` last shortened waits
-    turn: int = 0  # number of calls of `rotate_queues`, by which each queue comes first at times
-    left_begun: bool = False  # attempts may be begun for which no call or handler runs: the next loop iteration looks for them
-    alone: Attempt | None = None  # in careful mode, the suspected attempt that runs next, alone; None if there is none
-    others: bool = False  # whether other workers of this app are known to run on a database with row locks
-    beside_others_until: float = 0.0  # time until which an embedded store counts as shared, since another process wrote to it
-    unheard_s: float = 0.0  # seconds for which slow batches have locked an embedded store since other writers last had a chance
-    tally: Tally = field(default_factory=Tally)
+    schedules: Sequence[str] = ()  # names of the schedules
     watched: GuardedWatch = NOBODY
+    queues: list[WorkQueue] = field(default_factory=list, init=False)  # one work queue for each reaction
+    stopping: float | None = field(default=None, init=False)  # time until which a stopping worker waits for running calls; else None
+    # Time at which the next attempt is due; 0: the time has to be queried; None: no attempt becomes due.
+    next_due: float | None = field(default=None, init=False)
+    waits_shortened_for: tuple[int, int] = field(default=(0, 0), init=False)  # see `note_waits_shortened`
+    left_begun: bool = field(default=False, init=False)  # whether there may be begun attempts whose call or handler does not run
+    alone: Attempt | None = field(default=None, init=False)  # in careful mode, the suspected attempt that runs next, alone; else None
+    progress: Progress = field(default_factory=Progress, init=False)
+    rotation: QueueRotation = field(default_factory=QueueRotation, init=False)
+    tally: Tally = field(init=False)
+    batch_locks: BatchLocks = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tally.swept_at = self.clock.monotonic()
+        self.tally = Tally(swept_at=self.clock.monotonic())
+        self.batch_locks = BatchLocks(self.database, lambda: self.incarnation.others_wrote)
 
     @property
     def clock(self) -> Clock:
@@ -57,6 +63,24 @@ class WorkerState:
     def is_embedded(self) -> bool:
         return not self.database.locks_rows
 
+    def queue_named(self, name: str) -> WorkQueue:
+        """Return the work queue of the reaction with this name, which has to be one of this worker's reactions."""
+        return next(queue for queue in self.queues if queue.name == name)
+
+    def set_queues(self, queues: list[WorkQueue]) -> None:
+        """Set the work queues, one for each reaction. The start of the worker calls this once."""
+        self.queues = queues
+
+    def replace_incarnation(self, fresh: Incarnation) -> None:
+        """Let the worker go on as this incarnation, which replaces the present one."""
+        self.incarnation = fresh
+
+    def begin_stop(self, wait_until: float) -> None:
+        """Note that the worker stops: it begins nothing new, and waits for running calls until the time `wait_until`. Any thread may call
+        this.
+        """
+        self.stopping = wait_until
+
     def hold_back_reactions(self, names: frozenset[str]) -> None:
         """Stop carrying out these reactions until a person allows it, and note their names as the only ones that wait after a restore. The
         queues of the other reactions are not changed.
@@ -64,84 +88,27 @@ class WorkerState:
         for queue in self.queues:
             if queue.name in names:
                 for part in filter(None, (queue, queue.late)):
-                    part.admitted = False
+                    part.postponement.wait_for_acceptance()
         self.incarnation.waiting = names
-
-    def queue_named(self, name: str) -> WorkQueue:
-        """Return the work queue of the reaction with this name, which has to be one of this worker's reactions."""
-        return next(queue for queue in self.queues if queue.name == name)
 
     def request_due_query(self) -> None:
         """Let the next loop iteration query when the next attempt is due. Call it after an attempt may have got a due time."""
         self.next_due = 0.0
 
-    @property
-    def has_other_writers(self) -> bool:
-        """Return whether another process wrote to the embedded store in the last OTHERS_S seconds."""
-        if self.incarnation.others_wrote:
-            self.beside_others_until = self.clock.monotonic() + OTHERS_S
-        return self.clock.monotonic() < self.beside_others_until
+    def set_next_due(self, at: float | None) -> None:
+        """Set the time at which the next attempt is due, as it was queried; None if no attempt becomes due."""
+        self.next_due = at
 
-    @property
-    def target_hold_s(self) -> float:
-        """Return how many seconds a batch's transaction aims to hold its locks at most."""
-        if not self.is_embedded:
-            return HOLD_S
-        return HOLD_BESIDE_OTHERS_S if self.has_other_writers else HOLD_EMBEDDED_S
-
-    def sleep_for_other_writers(self, took_s: float) -> None:
-        """After a batch that took `took_s` seconds, sleep so that other writers get the lock of an embedded store (rules.md 18).
-
-        SQLite does not queue waiting writers: each of them tries again only every tenth of a second, and would miss a short pause. So after
-        slow batches the sleep is long enough for each writer to try once.
+    def note_waits_shortened(self) -> None:
+        """Note that the waits of attempts were shortened where a wrong clock had made them too long. `waits_shortened_for` keeps the id of
+        the incarnation that did this last, and how often it had seen the database's clock go back by then.
         """
-        if not self.is_embedded:
-            return
-        if self.has_other_writers:
-            self.clock.sleep(took_s)
-            return
-        self.unheard_s += took_s if took_s > HOLD_S else 0.0
-        if self.unheard_s < UNHEARD_MOST_S:
-            self.clock.sleep(took_s / 20)
-        else:
-            self.unheard_s = 0.0
-            self.clock.sleep(BUSY_LOOKS_S)
+        self.waits_shortened_for = (self.incarnation.id, self.incarnation.steps_back)
 
-    def rotate_queues(self, queues: list[WorkQueue]) -> list[WorkQueue]:
-        """Return these queues in a new order: the queue that has not come first for the longest time comes first."""
-        self.turn += 1
-        ordered = sorted(queues, key=lambda queue: queue.first_at)
-        if ordered:
-            ordered[0].first_at = self.turn
-        return ordered
+    def note_begun_attempts_left(self, *, left: bool) -> None:
+        """Note whether there may be begun attempts whose call or handler does not run. If so, the next loop iteration looks for them."""
+        self.left_begun = left
 
-
-HOLD_S = 0.05  # seconds that a batch aims to hold its row locks
-HOLD_EMBEDDED_S = 0.012  # seconds that a batch aims to hold the lock of an embedded store, which covers all of it
-HOLD_BESIDE_OTHERS_S = 0.004  # seconds that a batch aims to hold the lock of an embedded store to which others write (rules.md 18)
-OTHERS_S = 5.0  # seconds after a write of another process in which this worker leaves an embedded store free half of the time
-UNHEARD_MOST_S = 1.0  # seconds for which slow batches may lock an embedded store before this worker sleeps for BUSY_LOOKS_S
-BUSY_LOOKS_S = 0.11  # seconds of sleep: a little more than the 0.1 s after which a waiting writer of SQLite tries again
-
-
-LONG = 50  # rows: if a batch of this size does not reach the end of the backlog, other workers may help
-
-
-def advance_pass(queue: WorkQueue, cursor: tuple[object, ...] | None, read: int, limit: int, taken: int) -> None:
-    """After a batch, move a backlog pass on to the row behind the batch, or end the pass if the batch reached the end of the backlog.
-
-    cursor: the sort values of the batch's last row. limit: the most rows that the batch could read. read: the rows that it read. taken: the
-    rows that it carried out.
-    """
-    queue.cursor = cursor
-    queue.long |= read >= limit >= (LONG if queue.query.spec.call is not None else min(LONG, queue.batch))
-    if read < limit:
-        queue.end_pass()
-    elif taken * 2 < read:
-        queue.crowded = True  # most rows have an attempt already: for the rest of this pass SQL leaves such rows out (hazard 27)
-
-
-def postpone_queue(queue: WorkQueue) -> None:
-    """Let one work queue wait after an error that concerns only this queue: 0.1 s, then twice as long after each error, up to 12.8 s."""
-    queue.trouble = min(queue.trouble + 1, 8)
-    queue.not_before = queue.query.database.clock.monotonic() + 0.05 * 2**queue.trouble
+    def choose_attempt_to_run_alone(self, attempt: Attempt | None) -> None:
+        """Set the suspected attempt that runs next while nothing else runs (careful mode); None if there is none."""
+        self.alone = attempt

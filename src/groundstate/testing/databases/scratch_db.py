@@ -46,7 +46,7 @@ class Place(Protocol):
         locks.
         """
 
-    def content_mark(self) -> object:
+    def content_hash(self) -> object:
         """Return a value that differs whenever the content of the databases differs."""
 
     def state(self) -> object:
@@ -73,10 +73,10 @@ class Place(Protocol):
         """Remove the scratch databases and all their files."""
 
 
-def stores_of(app: App) -> list[Store]:
+def stores_of_app(app: App) -> list[Store]:
     """Return the stores for which a lab creates scratch databases.
 
-    For a sharded store this is its first shard only: a shard cannot be seen from another shard anyway.
+    Of a sharded store, only the first shard is included: no shard sees another, so one shard is enough for the test.
     """
     return [store.databases[0] for store in app.stores]
 
@@ -94,7 +94,7 @@ class redirect_stores:  # noqa: N801  # lower case, since it is used like a func
     """In a `with` block, makes the app's stores use other settings, which lead to the scratch databases."""
 
     def __init__(self, app: App, settings: Sequence[StoreSettings]) -> None:
-        self._stores: Sequence[Store] = stores_of(app)
+        self._stores: Sequence[Store] = stores_of_app(app)
         self._settings = settings
 
     def __enter__(self) -> None:
@@ -107,7 +107,7 @@ class redirect_stores:  # noqa: N801  # lower case, since it is used like a func
                 del vars(store)["settings"]
 
 
-def add_rows(place: Place, rows: Sequence[object]) -> None:
+def insert_first_rows(place: Place, rows: Sequence[object]) -> None:
     """Insert the rows that exist when a run begins. Then make the objects transient, so that they can be inserted into another database
     too.
     """
@@ -161,9 +161,9 @@ class OtherProgram:
         return Session(self._engines[0], binds=_session_binds(self._stores, self._engines), expire_on_commit=False)
 
     def commit_as_other_program(self, act: Callable[[Session], object]) -> bool:
-        """Call `act(session)` and commit, as another program would. Return False if the transaction would have to wait for a lock.
+        """Call `act(session)` and commit, as another program would. Return whether that can be done without a wait for a lock.
 
-        Return True too if groundstate refuses a flush: then the transaction just did not happen.
+        True includes that groundstate refuses a flush: the transaction is then rolled back, but it did not have to wait for a lock.
         """
         try:
             with self.session() as session, session.begin():

@@ -20,7 +20,14 @@ from groundstate.store.connect import resolve_settings
 from groundstate.store.engine_settings import Carried
 from groundstate.store.port import StoreSettings
 from groundstate.store.wrote_column import SAME
-from groundstate.testing.databases.scratch_db import OtherProgram, ReadOnlyEngines, add_rows, redirect_stores, stores_of, values_of
+from groundstate.testing.databases.scratch_db import (
+    OtherProgram,
+    ReadOnlyEngines,
+    insert_first_rows,
+    redirect_stores,
+    stores_of_app,
+    values_of,
+)
 
 LOCK_MS = 20  # milliseconds after which another program's transaction gives up waiting for a locked row
 GONE_WITHIN_S = 60.0  # seconds within which the server must have released the locks of dead processes
@@ -56,8 +63,8 @@ class PostgresPlace(OtherProgram):
     def __init__(self, app: App, url: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._server = create_engine(resolve_settings(url).url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        self._stores = stores_of(app)
-        self._names = [f"groundstate_lab_{SYSTEM_DICE.randbytes(6).hex()}" for _ in stores_of(app)]
+        self._stores = stores_of_app(app)
+        self._names = [f"groundstate_lab_{SYSTEM_DICE.randbytes(6).hex()}" for _ in stores_of_app(app)]
         self._filled: list[Content] = []
         with self._server.connect() as connection:
             for name in self._names:
@@ -79,7 +86,7 @@ class PostgresPlace(OtherProgram):
         """Create the tables, accept all reactions as a person would, and insert these rows. Each run begins with this content."""
         with redirect_stores(app, self.settings):
             app.init(tables=True, accept=True)
-        add_rows(self, rows)
+        insert_first_rows(self, rows)
         self._advance_sequences()
         self._filled = self.copy()
 
@@ -117,7 +124,7 @@ class PostgresPlace(OtherProgram):
                 connection.exec_driver_sql("SET LOCAL lock_timeout = 5000")
                 self._write_content(connection, content)
 
-    def content_mark(self) -> object:
+    def content_hash(self) -> object:
         """Return None: on PostgreSQL the content is not compared. The caller takes it for changed after each commit that wrote
         something.
         """
@@ -215,8 +222,8 @@ class PostgresPlace(OtherProgram):
             if rows:
                 with driver.cursor().copy(f"COPY {table} FROM STDIN") as into:
                     into.write(rows)
-        # After a restore of a disk snapshot, the column `wrote` is still valid. So it is made valid here, although the rows are written
-        # anew.
+        # This restore stands for the restore of a disk snapshot, after which the numbers in `wrote` still match. Here the rows are inserted
+        # again by other transactions, so `wrote` is set to match.
         for table in (ours.reaction.name, ours.worker.name):
             connection.exec_driver_sql(f"UPDATE {table} SET wrote = pg_current_xact_id() WHERE wrote IS NOT NULL")  # noqa: S608  # the table's name is groundstate's own
         for name, start, last in content.sequences:

@@ -18,7 +18,14 @@ from sqlalchemy import URL, Connection, QueuePool, create_engine, event, make_ur
 from groundstate.app.app import App
 from groundstate.store.engine_settings import Carried
 from groundstate.store.port import StoreSettings
-from groundstate.testing.databases.scratch_db import OtherProgram, ReadOnlyEngines, add_rows, redirect_stores, stores_of, values_of
+from groundstate.testing.databases.scratch_db import (
+    OtherProgram,
+    ReadOnlyEngines,
+    insert_first_rows,
+    redirect_stores,
+    stores_of_app,
+    values_of,
+)
 
 Copy = list[bytes]
 
@@ -31,7 +38,7 @@ class SqlitePlace(OtherProgram):
     def __init__(self, app: App) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="groundstate-lab-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))  # noqa: S108  # in memory if it can be
         self._state = self.folder / "state"  # instead of the state folder in the user's home
-        self._stores = stores_of(app)
+        self._stores = stores_of_app(app)
         self._filled: Copy = []
         self._asking: dict[int, sqlite3.Connection] = {}
         self.settings: Sequence[StoreSettings] = [
@@ -54,7 +61,7 @@ class SqlitePlace(OtherProgram):
         """Create the tables, accept all reactions as a person would, and insert these rows. Each run begins with this content."""
         with redirect_stores(app, self.settings):
             app.init(tables=True, accept=True)
-        add_rows(self, rows)
+        insert_first_rows(self, rows)
         self._filled = self.copy()
         self._close_engines()
 
@@ -87,7 +94,7 @@ class SqlitePlace(OtherProgram):
     def restore_copy(self, copy: Copy) -> None:
         self._write_files(copy, keep="-witness-")
 
-    def content_mark(self) -> object:
+    def content_hash(self) -> object:
         """Return a hash of the database files, together with the content of the witness and state files, which workers write beside
         them.
         """
@@ -97,8 +104,8 @@ class SqlitePlace(OtherProgram):
         return tuple(hashlib.sha256(content).digest() for content in self.copy()), beside
 
     def state(self) -> object:
-        """Return what `content_mark` returns: the bytes of the files are everything that a worker could notice."""
-        return self.content_mark()
+        """Return what `content_hash` returns: the bytes of the files are everything that a worker could notice."""
+        return self.content_hash()
 
     def waits_for_lock(self, _connection: Any) -> bool:
         return False

@@ -114,14 +114,14 @@ def possible_moods(seen: CleanRun) -> list[Mood]:
 def mixed_schedules(seen: CleanRun, meanwhile: int, dice: SeededDice) -> Iterator[Schedule]:
     """Yield random schedules without end, more than a third of them with two kills.
 
-    Some have only one disturbance, of kinds that are too many to try them all, such as a switch of workers.
+    Some have only one disturbance, such as a switch of workers: `single_schedules` leaves out such disturbances, since they are too many.
     """
     places = [number for number in range(1, seen.count + 1) if _can_lost_lock_matter(seen, number)]
     clock = _clock_moves(seen)
     while True:
         if clock and dice.random() < CLOCK_SHARE:
             yield _add_clock_moves(
-                _draw_two_kills(seen, dice) if dice.random() < 0.5 else _draw_mixture(seen, meanwhile, dice), seen, clock, dice
+                _draw_two_kills(seen, dice) if dice.random() < 0.5 else _draw_mixed_schedule(seen, meanwhile, dice), seen, clock, dice
             )
             continue
         drawn = dice.random()
@@ -132,7 +132,7 @@ def mixed_schedules(seen: CleanRun, meanwhile: int, dice: SeededDice) -> Iterato
         elif drawn < 0.55:
             yield Schedule((Move(dice.randint(1, 2 * seen.count), "switch"),), workers=2)
         else:
-            yield _draw_mixture(seen, meanwhile, dice)
+            yield _draw_mixed_schedule(seen, meanwhile, dice)
 
 
 def _draw_two_kills(seen: CleanRun, dice: SeededDice) -> Schedule:
@@ -149,7 +149,7 @@ def _add_clock_moves(one: Schedule, seen: CleanRun, clock: Sequence[tuple[str, i
     return replace(one, moves=tuple(sorted((*one.moves, *moved))))
 
 
-def _draw_mixture(seen: CleanRun, meanwhile: int, dice: SeededDice) -> Schedule:
+def _draw_mixed_schedule(seen: CleanRun, meanwhile: int, dice: SeededDice) -> Schedule:
     anywhere = 2 * seen.count
     moves = [Move(dice.randint(1, anywhere), "die") for _ in range(dice.choice((0, 1, 1, 2)))]
     if meanwhile and dice.random() < 0.6:
@@ -177,8 +177,9 @@ def _draw_mixture(seen: CleanRun, meanwhile: int, dice: SeededDice) -> Schedule:
 
 
 def order_evenly(schedules: Sequence[Schedule], dice: SeededDice) -> list[Schedule]:
-    """Return the schedules in an order of which each beginning is a fair sample: of all sorts, and of the start, middle and end of each
-    sort.
+    """Return the schedules in an order in which the first n schedules, for every n, are a fair sample of all.
+
+    The sample contains every sort of schedule in proportion, and the start, middle and end of each sort.
     """
     sorts: dict[str, list[Schedule]] = {}
     for one in schedules:
@@ -193,7 +194,8 @@ def order_evenly(schedules: Sequence[Schedule], dice: SeededDice) -> list[Schedu
 
 
 def _can_lost_lock_matter(seen: CleanRun, number: int) -> bool:
-    """Return whether it is worth trying to take a worker's lock away at this crossing. Inside a transaction it is not: the effect is that
-    at the transaction's end.
+    """Return whether it is worth trying to take a worker's lock away at this crossing.
+
+    Before a statement it is not: the effect would be the same as at the end of the statement's transaction.
     """
     return seen.crossings[number - 1].kind != "statement"

@@ -57,8 +57,9 @@ class Tried:
         return same if length is not None and length.calls < last else None
 
     def _find_same_without_idle_move(self, one: Schedule) -> Schedule | None:
-        """Return a tried schedule that gives the same run as this one without its first move; None if there is none, or if that move would
-        write something in the clean run.
+        """Leave out the first move of this schedule, and return a tried schedule that gives the same run as the rest.
+
+        Return None if there is none, if the move would write something in the clean run, or if the schedule has more than moves.
         """
         first = min(one.moves, default=None)
         if first is None or first.kind != "meanwhile" or replace(one, moves=()) != Schedule():

@@ -26,7 +26,7 @@ def current_actor() -> Actor | None:
 
 
 class Actor:
-    """One thread of a simulated process. The director calls `resume`, `wait_until_parked` and `end_dead_thread`; the thread calls
+    """One thread of a simulated process. The director calls `run_until_parked`, `wait_until_parked` and `end_dead_thread`; the thread calls
     `park`.
     """
 
@@ -45,17 +45,20 @@ class Actor:
         self._thread = threading.Thread(target=self._run_in_thread, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start the thread, which then waits for the first `resume`."""
+        """Start the thread, which then waits for the first `run_until_parked`."""
         self._thread.start()
 
-    def resume(self, patience_s: float | None = None) -> bool:
+    def run_until_parked(self, patience_s: float | None = None) -> bool:
         """Let the thread run until it parks or ends. Return False if it still runs after `patience_s` seconds; None waits without limit."""
         self.ready, self.until = _always_ready, None
         self._go.release()
         return self._parked.acquire(timeout=-1 if patience_s is None else patience_s)
 
     def wait_until_parked(self, patience_s: float) -> bool:
-        """Wait up to `patience_s` seconds, and return whether the thread has parked or ended. Call it after `resume` returned False."""
+        """Wait up to `patience_s` seconds, and return whether the thread has parked or ended.
+
+        Call it after `run_until_parked` has returned False.
+        """
         return self._parked.acquire(timeout=patience_s)
 
     def park(self, ready: Callable[[], bool] | None = None, until: float | None = None) -> None:
@@ -72,7 +75,7 @@ class Actor:
         """Mark the actor as dead, and end its parked thread."""
         self.dead = True
         while self._thread.ident is not None and not self.done:
-            self.resume()
+            self.run_until_parked()
         if self.done:
             self._thread.join()
 

@@ -71,7 +71,7 @@ class Schedule:
         return self.moves[0].kind if self.moves else "calls" if self.moods else "others"
 
     def smaller_schedules(self) -> Iterator[Schedule]:
-        """Yield each schedule that has one disturbance less than this one."""
+        """Yield each schedule that has one disturbance fewer than this one."""
         for move in self.moves:
             yield replace(self, moves=tuple(one for one in self.moves if one is not move))
         for mood in self.moods:

@@ -86,7 +86,8 @@ class InterceptedDatabase:
         self.opened = connect.open_store(settings)
         self.transaction: list[Callable[[], None]] = []
         self.inside = False  # whether a transaction is open
-        self._wrote: dict[str, None] = {}  # the shortened writing statements of the transaction; a dict, to keep them once and in order
+        # The shortened writing statements of the transaction. A dict keeps each statement once, in the order of the first writes.
+        self._wrote: dict[str, None] = {}
         self._warm = False
         self._stage: CrossingReceiver | None = None
         self._process: DatabaseOwner | None = None
@@ -189,8 +190,10 @@ class InterceptedDatabase:
 
 @contextmanager
 def _without_time_limit(_connection: Any, _seconds: float) -> Iterator[Limit]:
-    """Stands in for `Database.limit` and never ends a statement. By the real clock a run would depend on the speed of the machine; the
-    lab's clock jumps ahead, so that statements would exceed their limits.
+    """Stand in for `Database.limit_statement`, but never end a statement.
+
+    Limits by the real clock would make a run depend on the speed of the machine. By the lab's clock, which jumps ahead, statements would
+    exceed their limits.
     """
     yield Limit(math.inf, lambda: None)
 
@@ -204,7 +207,10 @@ class DatabasePool:
         self._queries: dict[tuple[ReactionSpec, Database], ConditionQuery] = {}
 
     def take_database(self, number: int, settings: StoreSettings) -> InterceptedDatabase:
-        """Return an intercepted database of this store that no process of the current run has used. number: of the store in the app."""
+        """Return an intercepted database of this store that no process of the current run has used.
+
+        number: the store's number in the app.
+        """
         free = self._free.setdefault(number, [])
         wired = free.pop(0) if free else InterceptedDatabase(settings)
         self._out.append((number, wired))

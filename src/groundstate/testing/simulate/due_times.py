@@ -48,7 +48,7 @@ class DueTimes:
             seen = {name: ScheduleCursor(words, mark).moment for name, words, mark in self._place.query_rows(number, marks)} if some else {}
             for spec in some:
                 mark = seen.get(spec.name)
-                following = None if mark is None else spec.timing.following(mark)
+                following = None if mark is None else spec.timing.first_tick_after(mark)
                 if following is not None and ends is not None and now < following <= ends:
                     yield spec.name, following
 

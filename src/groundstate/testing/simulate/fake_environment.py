@@ -57,30 +57,30 @@ class Time:
 
     @property
     def clock_differences(self) -> object:
-        """Return a pair: the sum of all leaps, and the seconds of all suspensions. By these the clocks differ."""
+        """Return the differences between the clocks, as a pair: the sum of all leaps, and the seconds of all suspensions."""
         return self._leapt, self.suspended_s
 
     @property
-    def awake_s(self) -> float:
-        """Return the seconds that the host's monotonic clock shows: those of the run without suspensions."""
+    def monotonic_s(self) -> float:
+        """Return the seconds that the host's monotonic clock shows: the time since the run began, without suspensions."""
         return self.now_s - self.suspended_s
 
-    def real_s(self, awake_s: float) -> float:
-        """Return how many seconds after the run began the monotonic clock will show `awake_s`, if no suspension comes before."""
-        return awake_s + self.suspended_s
+    def run_time_of_monotonic_s(self, monotonic_s: float) -> float:
+        """Return when the monotonic clock will show `monotonic_s`, in seconds since the run began, if no suspension happens until then."""
+        return monotonic_s + self.suspended_s
 
     def monotonic(self) -> float:
         self._looks += 1
         if self._looks > LOOKS_MOST:
             raise Stuck(f"the program read the clock {LOOKS_MOST} times without doing anything else: it waits in an endless loop")
         self.now_s += TICK_S
-        return self.awake_s
+        return self.monotonic_s
 
     def wall(self) -> float:
         leapt_s = 0.0 if self._own_clock else self._leapt.total_seconds()
-        return self.begins.timestamp() + self.boot() + leapt_s
+        return self.begins.timestamp() + self.uptime_s() + leapt_s
 
-    def boot(self) -> float:
+    def uptime_s(self) -> float:
         self.told += 1
         self.monotonic()
         return self.now_s
@@ -126,7 +126,7 @@ class Event:
         me = cooperative_threads.current_actor()
         if me is None:
             return self._director.run_until(self.is_set, timeout)
-        end = None if timeout is None else self._director.time.awake_s + timeout
+        end = None if timeout is None else self._director.time.monotonic_s + timeout
         if not self._set:
             me.park(self.is_set, end)
         return self._set

@@ -165,7 +165,7 @@ class LabCallExecutor(CallExecutor):
         done: list[Effect[Any]] = []
 
         def request(key: str, argument: Any) -> Any:
-            with outside_of_call():  # what the fake provider writes is not written by the call
+            with outside_of_call():  # a write by the fake provider must not count as a write by the call
                 done.append(self._request_effect(in_flight, key, argument))
             return done[-1].answer
 
@@ -226,7 +226,7 @@ class LabCallExecutor(CallExecutor):
                 )
                 raise TimeoutError
             case Mood.STUCK if not self._user_function(in_flight).is_async:
-                in_flight.ends_s = stage.time.awake_s + in_flight.timeout.total_seconds()
+                in_flight.ends_s = stage.time.monotonic_s + in_flight.timeout.total_seconds()
                 stage.add_task(
                     self._process,
                     partial(self._send_late_request, in_flight, key, argument),
@@ -235,7 +235,7 @@ class LabCallExecutor(CallExecutor):
                 raise DeadThreadExit
         effect = stage.carry_out_request(in_flight, key, argument)
         if mood is Mood.LATE_ANSWER and not self._user_function(in_flight).is_async:
-            in_flight.ends_s = stage.time.awake_s + in_flight.timeout.total_seconds()
+            in_flight.ends_s = stage.time.monotonic_s + in_flight.timeout.total_seconds()
             return effect
         if stage.report_crossing(self._process, "done", describe_call(in_flight)):
             raise DeadThreadExit
@@ -247,7 +247,7 @@ class LabCallExecutor(CallExecutor):
         if in_flight.ends_s is None:
             self._deliver_result(in_flight, word, "answered", effect)
         else:
-            at_s = self._stage.time.real_s(in_flight.ends_s) + 1
+            at_s = self._stage.time.run_time_of_monotonic_s(in_flight.ends_s) + 1
             self._stage.add_task(self._process, partial(self._deliver_late_result, in_flight, word, effect), at_s)
 
     def _send_late_request(self, in_flight: InFlightCall, key: str, argument: Any) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import inspect
 
-from groundstate.engine.sql.commit_hooks import Touched
+from groundstate.engine.sql.commit_hooks import TouchedRecords
 from groundstate.testing.simulate.sim_process import Process
 
-Arriving = tuple[Process, Touched]
+Arriving = tuple[Process, TouchedRecords]
 _NOBODYS: dict[type, object] = {int: -1, str: "nobody's"}  # by type, a primary key value that no record has
 
 
@@ -23,8 +23,8 @@ class HintDelivery:
         self._fate = fate
         self._held_back: list[Arriving] = []
 
-    def arriving_hints(self, process: Process, touched: Touched) -> Sequence[Arriving]:
-        """Return the hints that arrive now, when this hint (the touched records) is sent: none, this one, or others too."""
+    def arriving_hints(self, process: Process, touched: TouchedRecords) -> Sequence[Arriving]:
+        """Return the hints that arrive when the process sends a hint for the touched records: none, this hint, or also others."""
         mine = (process, touched)
         match self._fate:
             case "lost":
@@ -43,12 +43,12 @@ class HintDelivery:
                 return (mine,)
 
 
-def _invent_hint(touched: Touched) -> Touched:
+def _invent_hint(touched: TouchedRecords) -> TouchedRecords:
     """Return a false hint: it names all of the touched records, and one record that does not exist.
 
     For a table in which no unused key can be made up, the hint names all records of the table.
     """
-    made = Touched()
+    made = TouchedRecords()
     for record in {*touched.keys, *touched.whole}:
         mapper: Any = inspect(record)
         key = tuple(_NOBODYS.get(column.type.python_type) for column in mapper.primary_key)

@@ -27,7 +27,7 @@ class Mood(enum.Enum):
     ANSWER_LOST = "answer-lost"  # the request is carried out, and the caller gets an error that leaves the call in doubt
     LATE = "late"  # the caller times out, and the request is carried out as late as `settle_after` allows
     LATE_ANSWER = "late-answer"  # the request is carried out; a sync call's thread brings the outcome after the timeout
-    STUCK = "stuck"  # a sync call's thread hangs, and sends the request long after the deadline; an async call: as LATE_ANSWER
+    STUCK = "stuck"  # a sync call's thread hangs, and sends the request long after the deadline; for an async call this is LATE_ANSWER
 
 
 @dataclass(eq=False)
@@ -108,8 +108,10 @@ class Fake:
         return self.spec.in_doubt.kind == "same_key"
 
     def carry_out(self, identity: Identity, key: str, argument: Any, now_s: float, visible_s: float) -> Effect[Any]:
-        """Carry out a request and return its effect, or return the earlier effect of its key. A key is remembered for exactly `kept_for`.
-        now_s, visible_s: seconds since the run began, now and from when a lookup sees the effect.
+        """Carry out a request and return its effect. If the provider remembers the key, return the earlier effect under the key instead.
+
+        A key is remembered for exactly `kept_for`. now_s: the time now, in seconds since the run began. visible_s: the time from which on
+        a lookup sees the effect, in the same seconds.
         """
         if self.has_deduplication:
             kept_for = self.spec.in_doubt.kept_for

@@ -15,7 +15,7 @@ from groundstate.rules.specs import CallSpec
 from groundstate.testing.simulate.fake_environment import Time
 from groundstate.testing.simulate.fake_provider import Effect, Fake
 
-RETRIED_S = 15.0  # seconds within which a worker surely looks up an attempt in doubt, from when it may
+RETRIED_S = 15.0  # once an attempt in doubt may be looked up, a worker surely does so within this many seconds
 
 
 class ExternalService:
@@ -36,8 +36,9 @@ class ExternalService:
         return self._fakes[_declared_call(in_flight)]
 
     def carry_out_request(self, in_flight: InFlightCall, key: str, argument: Any) -> tuple[Effect[Any], bool]:
-        """Carry out the request of this call. Return a pair: its effect (what the provider did), and whether that is new. If the provider
-        knew the key, it is the earlier effect.
+        """Carry out the request of this call. Return a pair: its effect (what the provider did), and whether the effect is new.
+
+        If the provider remembered the key, nothing new is done, and the earlier effect is returned.
         """
         fake = self.fake_of(in_flight)
         before = len(fake.ledger.entries)
@@ -48,8 +49,8 @@ class ExternalService:
         """Return the last moment at which the request of this call may still arrive, `settle_after` past its deadline, in seconds since the
         run began.
 
-        If the clock leaps and the worker dies, nobody knows the deadline any more. So in a run with leaps it is nearly `settle_after` from
-        now.
+        If the clock leaps and the worker dies, nobody knows the deadline any more. So in a run with leaps, return a
+        moment just before `settle_after` from now.
         """
         call = _declared_call(in_flight)
         if self._leaps:

@@ -25,7 +25,7 @@ class Judge(Protocol):
     def on_outcome_delivered(self, process: Process, effect: Effect[Any]) -> None:
         """Called when the process has received the outcome of this effect (what a service did for its call)."""
 
-    def restart_state(self) -> object:
+    def state_for_next_checks(self) -> object:
         """Return what the judge remembers that later checks depend on. The states of the database and of the services are not part of
         it.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groundstate.engine.sql import commit_hooks
-from groundstate.engine.worker import Worker
+from groundstate.engine.worker.worker import Worker
 from groundstate.store import driver_guard
 from groundstate.testing.simulate.cooperative_threads import Actor
 from groundstate.testing.simulate.db_intercept import InterceptedDatabase
@@ -57,7 +57,7 @@ class Process:
             watching = getattr(worker.database, "_watching", None)
             if watching is not None:
                 watching.close()
-            witness = worker._witness  # noqa: SLF001  # the operating system would close the file descriptors
+            witness = worker.witness  # when a real process dies, the operating system closes its files
             if witness is not None and hasattr(witness, "close"):
                 witness.close()
         for connection in self.connections:

@@ -15,7 +15,9 @@ from sqlalchemy.orm import Session
 
 from groundstate.engine.rows.in_flight import InFlightCall
 from groundstate.engine.sql import commit_hooks
-from groundstate.engine.worker import Options, Runtime, Worker
+from groundstate.engine.worker.options import Options
+from groundstate.engine.worker.runtime import Runtime
+from groundstate.engine.worker.worker import Worker
 from groundstate.rules.schedule import ScheduleSpec
 from groundstate.rules.specs import ReactionSpec
 from groundstate.testing.databases.scratch_db import Place
@@ -40,7 +42,7 @@ from groundstate.values.errors import StoppedError
 STATEMENT_S = 0.001  # seconds by which each crossing moves the lab's clock
 
 IDLE_AFTER = 30  # after this many crossings without a change, further crossings count as those of idle workers that poll
-IDLE_TIMES = 3  # a run may have this many times its limit of crossings, counting those of idle workers too
+IDLE_TIMES = 3  # a run may have this many times its limit of crossings if the crossings of idle workers count too
 
 
 class Stage:
@@ -212,11 +214,11 @@ class Stage:
 
         Only the director's thread calls it.
         """
-        end = None if seconds is None else self.time.awake_s + seconds
+        end = None if seconds is None else self.time.monotonic_s + seconds
         alive = self.alive
         # A thread that paused only to record a state is resumed first, so that recording states does not change the run.
         while (self._crossed and self._scheduler.is_alone) or not true():
-            if any(process.dead for process in alive) or not self._scheduler.step(end):
+            if any(process.dead for process in alive) or not self._scheduler.run_next_thread(end):
                 return true()
         return True
 
@@ -286,7 +288,7 @@ class Stage:
                 self.judge.on_commit(ours_alone=all(" groundstate_" in word for word in what.split(", ")))
         if self.marks is not None:
             self.marks.append(
-                (self._changes, len(self._scheduler.tasks), self.place.content_mark(), *(one.state_left_behind() for one in self.alive))
+                (self._changes, len(self._scheduler.tasks), self.place.content_hash(), *(one.state_left_behind() for one in self.alive))
             )
             # while the workers stop, a commit of another program would make the lab start new workers
             if not self._stopping and (self.place.locks_rows or not inside):
@@ -318,7 +320,7 @@ class Stage:
         """Return the state that determines the rest of the run if every process is dead; see the module `restarts`."""
         leaps = any(move.kind == "leap" for move in self.schedule.moves)
         how = (self.schedule.hints, self.schedule.lookups_lag, self.schedule.workers, leaps, self._after_restore)
-        judged = None if self.judge is None else self.judge.restart_state()
+        judged = None if self.judge is None else self.judge.state_for_next_checks()
         return self.place.state(), self.service.effects_and_counts(), how, self.time.clock_differences, self._dice.state, self._acts, judged
 
     def _carry_out_move(self, move: Move, process: Process, crossing: Crossing) -> None:
@@ -376,7 +378,7 @@ class Stage:
         self._report_clock_move(f"the host was suspended for {how_long}", where)
 
     def _report_clock_move(self, words: str, where: str) -> None:
-        self._came_in += 1  # so that the workers are asked again: a record may have become due
+        self._came_in += 1  # makes the lab ask the workers again, since a record may have become due
         self._changes += 1
         self.add_to_story(f"{words}{where}: it shows {self.time.now().astimezone(self.clock.begins.tzinfo)}")
 
@@ -470,7 +472,7 @@ class Stage:
             self.wrong = self.wrong or wrong
 
     # ---- hints ---------------------------------------------------------------------------------------------------------------------
-    def hear(self, touched: commit_hooks.Touched) -> None:
+    def note_commit(self, touched: commit_hooks.TouchedRecords) -> None:
         """Deliver the hint of a commit (which records it touched) to the workers of the process that committed, as the schedule says."""
         me = cooperative_threads.current_actor()
         process = next((one for one in self.processes if me in one.actors), None)
@@ -479,7 +481,7 @@ class Stage:
         self.report_crossing(process, "hint", ", ".join(sorted(one.__name__ for one in {*touched.keys, *touched.whole})))
         for whose, one in self._hints.arriving_hints(process, touched):
             for worker in whose.workers:
-                worker.hear(one)
+                worker.note_commit(one)
 
     def callbacks_of_current_transaction(self) -> list[Callable[[], None]] | None:
         """Return the list of functions to call when the current thread's transaction is committed; None for a thread without a database."""

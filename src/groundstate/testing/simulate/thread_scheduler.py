@@ -45,9 +45,10 @@ class ThreadScheduler:
         """Return when the next task is due, in seconds since the run began; None if there is none."""
         return min((_earliest_s(task) for task in self.tasks if task.outlives or not task.process.dead), default=None)
 
-    def step(self, end: float | None) -> bool:
-        """Run one thread or task, or let time pass if none can run. Return False if none can run and the monotonic clock has reached `end`
-        seconds; None as `end` is no limit.
+    def run_next_thread(self, end: float | None) -> bool:
+        """Run one thread or task, or let time pass if none can run.
+
+        Return False if none can run and the monotonic clock has reached `end` seconds. If `end` is None, there is no limit.
         """
         now = self._time.now_s
         # A request that a worker was about to send when it was stopped is sent before the worker checks whether it still holds its lock.
@@ -59,9 +60,9 @@ class ThreadScheduler:
             return True
         if self.run_due_task():
             return True
-        if end is not None and self._time.awake_s >= end:
+        if end is not None and self._time.monotonic_s >= end:
             return False
-        times = [*self._next_times_s(), *([self._time.real_s(end)] if end is not None else [])]
+        times = [*self._next_times_s(), *([self._time.run_time_of_monotonic_s(end)] if end is not None else [])]
         if not times:
             raise Stuck("all threads wait, and no event that could wake one of them is to come")
         self._time.forward(min(times) - now)
@@ -70,7 +71,7 @@ class ThreadScheduler:
     def _next_times_s(self) -> Sequence[float]:
         in_air = [_earliest_s(task) for task in self.tasks]
         waiting = [
-            max(self._time.real_s(actor.until), process.frozen_until_s)
+            max(self._time.run_time_of_monotonic_s(actor.until), process.frozen_until_s)
             for process in self.alive
             for actor in process.actors
             if actor.until is not None and not actor.done
@@ -114,11 +115,13 @@ class ThreadScheduler:
         if self._running in actors and self.preferred is None:
             actors.remove(self._running)
             actors.insert(0, self._running)
-        return next((actor for actor in actors if actor.ready() or (actor.until is not None and actor.until <= self._time.awake_s)), None)
+        return next(
+            (actor for actor in actors if actor.ready() or (actor.until is not None and actor.until <= self._time.monotonic_s)), None
+        )
 
     def _resume_actor(self, actor: Actor) -> None:
         self._running = actor
-        if actor.resume(BLOCKED_S if self._place.locks_rows else None) or self._wait_unless_blocked(actor):
+        if actor.run_until_parked(BLOCKED_S if self._place.locks_rows else None) or self._wait_unless_blocked(actor):
             self._after()
         else:
             self._blocked.add(actor)
@@ -147,7 +150,8 @@ class ThreadScheduler:
 
 
 def _earliest_s(task: Task) -> float:
-    """Return when the task can be run, in seconds since the run began. While its process stands still it waits, unless it is a request that
-    has left the process.
+    """Return when the task can be run, in seconds since the run began.
+
+    While its process stands still, the task waits, unless the task is a request that has left the process.
     """
     return task.at_s if task.outlives else max(task.at_s, task.process.frozen_until_s)

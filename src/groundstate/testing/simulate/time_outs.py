@@ -17,8 +17,8 @@ from typing import Any, Self, TypeGuard
 from groundstate.app.validate_not_done import is_timeout_name
 from groundstate.rules.specs import CallSpec
 
-ROUNDS = 50  # turns of the event loop: an async call that is not done after these waits for something other than the stand-in
-DEPTH = 4  # how deep in nested containers and objects the client's arguments are searched for the key
+ROUNDS = 50  # an async call that is not done after this many turns of the event loop waits for something other than the stand-in
+DEPTH = 4  # how many levels of containers and objects in the client's arguments are searched for the key
 
 Fence = Callable[[str], AbstractContextManager[object]]
 
@@ -93,7 +93,7 @@ def results_after_time_outs(call: CallSpec, run: Callable[[Any], Any], key: str,
 
     run: a function that calls the user's function with the given client.
     fence: a function that returns a context in which nothing reaches external services.
-    A call that takes no client or no key is not run, since it might have a real effect.
+    The call is run only if it takes both a client and a key. Otherwise a stand-in could not keep it from having a real effect.
     """
     if {"client", "key"} <= set(call.function.wants.values()):
         kinds: list[type[Exception]] = [TimeoutError, *_time_out_classes_in(call)]

@@ -72,7 +72,7 @@ _ATTEMPT_QUERY = f"SELECT {', '.join(AttemptRow.__dataclass_fields__)} FROM {tab
 
 @dataclass(frozen=True)
 class JudgeSnapshot:
-    """What the judge knows of the database's content. It is saved when the database is copied, and restored when the copy is."""
+    """What the judge knows of the database's content. It is saved and restored together with a copy of the database."""
 
     taken: tuple[tuple[Effect[Any], int, int], ...]
     entries: Counter[Condition]
@@ -177,7 +177,7 @@ class InvariantJudge:
         self._check_no_second_call(effect)
         self._check_every_effect_is_listed(self._read_attempts())
 
-    def restart_state(self) -> object:
+    def state_for_next_checks(self) -> object:
         """Return what the judge remembers that later checks depend on. The states of the database and of the services are not part of
         it.
         """
@@ -227,7 +227,7 @@ class InvariantJudge:
         return [one for one in standing if one.state == "held"]
 
     def _now_and_end(self) -> tuple[datetime, datetime | None]:
-        """Return a pair: the time now, and the time after which the run waits for no due record; None in its place means no limit."""
+        """Return a pair: the time now, and the time after which the run waits for no due record (None if there is no such time)."""
         assert self.stage is not None  # noqa: S101  # it is called only during a run
         return self.stage.time.now(), self.stage.clock.ends
 
@@ -428,7 +428,9 @@ class InvariantJudge:
 
 
 def _remove_on_rollback(transaction: list[Callable[[], None]], took: Callable[[], None], session: Session | None) -> None:
-    """Remove the function `took` from `transaction`, the functions to call at the commit, if the savepoint is rolled back.
+    """If the session's savepoint is rolled back, remove the function `took` from the list `transaction`.
+
+    The list has the functions to call at the commit.
 
     If the handler failed before its first statement, SQLAlchemy sends no ROLLBACK TO SAVEPOINT. So an event of the session is used.
     """

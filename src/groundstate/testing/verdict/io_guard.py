@@ -24,7 +24,7 @@ _WAITS = {("time", "sleep")}
 _PROCESSES = {"system", "fork", "forkpty", "posix_spawn", "posix_spawnp", "execv", "execve", "startfile"}
 _CLOCKS = {"time", "time_ns", "clock_gettime", "clock_gettime_ns"}
 _DRIVERS = {"psycopg", "psycopg_binary", "psycopg_c", "sqlite3"}
-# packages that may use clocks and random numbers: what these packages do with them reaches no row of the user's
+# Packages that may use clocks and random numbers, since the values that these packages read never reach a row of the user.
 _MAY_READ = {"logging", "sqlalchemy", "groundstate", *_DRIVERS}
 _CURE = "a crash between it and the commit would repeat it: do it in a call (`@service.call`), and write the outcome in the handler"
 
@@ -39,7 +39,7 @@ class Guard:
 
     @contextmanager
     def watch_block(self, reaction: str) -> Iterator[None]:
-        """Watch this thread in the block. Raises Violation at a forbidden call, and once more at the end if the block caught that."""
+        """Watch this thread in the block. Raise Violation at a forbidden call, and again at the end if the block caught the Violation."""
         seen: list[Violation] = []
 
         def profile(frame: FrameType, event: str, called: Any) -> None:

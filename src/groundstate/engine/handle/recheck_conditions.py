@@ -1,12 +1,17 @@
-"""Notes what the handlers of a batch write, to decide whether the conditions of the remaining records must be evaluated again.
+"""Decides, before each handler of a batch runs, whether the condition of its record still holds: an earlier handler may have made it false.
 
-An earlier handler of the batch may make the condition of a later record false, and the later record must then not be handled. So the
-condition is evaluated again before the later record's handler runs, but only if something was written since that the condition may read.
-Most handlers write only their own records and rows that no condition reads; a batch of such handlers costs no further query.
+A handler may change or delete other records of its batch: through its session, by a statement, or through a trigger or a foreign key. A
+record whose condition no longer holds is passed over, as it would be if each record were handled in a batch of its own.
+
+A condition is evaluated again only if something was written since that the condition may read. Most handlers write only their own records
+and rows that no condition reads; a batch of such handlers costs no further query.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,10 +20,139 @@ from sqlalchemy.orm import MANYTOONE, Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.dml import UpdateBase
 
+from groundstate.engine.rows import claim
 from groundstate.engine.sql import bulk_update, side_effects
 from groundstate.engine.sql.condition_query import ConditionQuery
+from groundstate.engine.sql.record_keys import PrimaryKey
+from groundstate.engine.sql.transaction import Transaction
 
-_Write = tuple[Table, bool, bool]  # (table, whether its rows are deleted, whether its columns are updated that foreign keys may refer to)
+
+@dataclass(frozen=True)
+class Work:
+    """One record on which a handler is to run: its key, the record, its occurrence text, and the handler's positional arguments
+    (`arguments`) and keyword arguments (`supplies`).
+    """
+
+    key: PrimaryKey
+    record: Any
+    occurrence: str
+    arguments: tuple[Any, ...]
+    supplies: dict[str, Any]
+
+
+RecheckFunction = Callable[[ConditionQuery, Transaction, Sequence[Work]], set[PrimaryKey]]
+
+
+class RecheckBeforeHandlers:
+    """Tells, before each handler of a batch runs, whether its record is still to be handled.
+
+    asks: A function that gets some of the works, and returns the keys of the records that are still to be handled.
+    lines: The value of `in_order` for each work; empty if the reaction has no `in_order`. Once a handler may have changed a later record
+        with the same value, that record and all later ones with this value wait for the next batch.
+    stale: Whether handlers of other works have already run in this transaction.
+    """
+
+    def __init__(
+        self,
+        query: ConditionQuery,
+        tx: Transaction,
+        works: Sequence[Work],
+        asks: RecheckFunction,
+        lines: Sequence[object] = (),
+        *,
+        stale: bool = False,
+    ) -> None:
+        self._query = query
+        self._tx = tx
+        self.works = works
+        self._asks = asks
+        self._writes = BatchWrites(query, tx.session, tx.connection)
+        self.stale = stale  # whether a handler may have changed the conditions of later records, so that they must be checked
+        self._asked_to = 0  # if `stale`: the index in `works` of the first record that is not checked yet
+        self._many = 1  # how many records the next check covers; doubled by each check, and 1 again after a write that may matter
+        self._holding: set[PrimaryKey] = set()
+        self._lines = lines
+        self._begun: set[object] = set()  # `in_order` values with at least one record whose handler has started
+        self._ended: set[object] = set()  # `in_order` values whose remaining records must wait for the next batch
+
+    @contextmanager
+    def noting_writes(self) -> Iterator[None]:
+        """While this context is open, note what the batch's handlers write, so that `may_run_handler` knows which conditions may have
+        changed.
+        """
+        self._tx.writes = self._writes
+        try:
+            yield
+        finally:
+            self._tx.writes = None
+
+    def may_run_handler(self, number: int, flush: Callable[[], None]) -> bool:
+        """Return whether the handler may run on the record with this index in `works`. Calls `flush` first if earlier handlers may have
+        changed the record's condition.
+        """
+        if not self._lines:
+            return self._condition_still_holds(number, flush)
+        line = self._lines[number]
+        if line in self._begun and self._writes.may_affect_condition_of(self.works[number].record):
+            self._ended.add(line)
+        if line not in self._ended and not self._condition_still_holds(number, flush):
+            self._ended.add(line)
+        return line not in self._ended
+
+    def _condition_still_holds(self, number: int, flush: Callable[[], None]) -> bool:
+        if self._writes.may_affect_condition_of(self.works[number].record):
+            flush()
+            self._writes.forget_writes()
+            self.stale, self._asked_to, self._many = True, number, 1
+        if not self.stale:
+            return True
+        if number >= self._asked_to:
+            some = self.works[number : number + self._many]
+            with self._tx.session.no_autoflush:
+                self._holding = self._asks(self._query, self._tx, some)
+            self._asked_to, self._many = number + len(some), self._many * 2
+        return self.works[number].key in self._holding
+
+    def note_handler_begins(self, number: int) -> None:
+        """Note that the handler of the record with this index in `works` is about to run."""
+        self._writes.note_handler_started(self.works[number].record)
+        if self._lines:
+            self._begun.add(self._lines[number])
+
+    def note_handler_ran(self, number: int) -> None:
+        """Note that the handler of the record with this index in `works` has run."""
+        self._writes.note_handler_finished(self.works[number].record)
+
+
+def keys_still_to_handle(query: ConditionQuery, tx: Transaction, works: Sequence[Work]) -> set[PrimaryKey]:
+    """Reload these records, and return the keys of those that are still ready, and have the occurrence and due time they had when they were
+    locked.
+    """
+    records, _ = claim.load_ready_records(query, tx, [work.key for work in works])
+    before = {work.key: work for work in works}
+    found = set()
+    for record, due in zip(records, claim.due_times(query, tx, records), strict=True):
+        work = before.get(query.keys.key_of_record(record))
+        if work is not None and claim.is_present_occurrence(query, work.occurrence, record):
+            ctx = work.supplies["ctx"]
+            if due is None or due == ctx.due:
+                found.add(work.key)
+    return found
+
+
+def keys_not_overtaken(query: ConditionQuery, tx: Transaction, works: Sequence[Work]) -> set[PrimaryKey]:
+    """Reload these records, and return the keys of those whose condition still holds for the occurrence for which their call was made."""
+    before = {work.key: work for work in works}
+    found = set()
+    for record, holds in claim.load_with_condition(query, tx, list(before)):
+        work = before.get(query.keys.key_of_record(record))
+        if work is not None and holds and claim.is_present_occurrence(query, work.occurrence, record):
+            found.add(work.key)
+    return found
+
+
+# (table, whether rows are deleted, whether the updated columns may be targets of foreign keys)
+_Write = tuple[Table, bool, bool]
 
 
 class BatchWrites:
@@ -40,7 +174,7 @@ class BatchWrites:
         self._touched: set[Any] = set()  # records (as SQLAlchemy states) that another record's handler changed
         self._own_changed = False
         self._own_matters: bool | None = None  # the result of `_can_own_changes_affect_others`; None before it is known
-        self._to_be_asked: set[_Write] = set()  # writes of which it is not known yet whether they change other rows
+        self._to_be_asked: set[_Write] = set()  # writes for which it is not known yet whether they can change other rows, as by a trigger
         self._harmless: set[_Write] = set()
         self._matters = False
 
@@ -94,7 +228,7 @@ class BatchWrites:
             self._matters = True
 
     def after_flush(self) -> None:
-        """Count the session's changed objects anew. A flush writes them, so call it after each flush."""
+        """Count the session's changed objects again. Call this after each flush, since a flush writes the changed objects."""
         self._seen.clear()
         self._expected = self._counts_of_changed_objects()
 
@@ -133,15 +267,15 @@ class BatchWrites:
                 self._to_be_asked |= {(table, deletes, keys) for table in self._own} - self._harmless
         else:
             if bulk_update.has_write_listeners(mapper):
-                self._matters = True  # a listener of the user's may write to any table
+                self._matters = True  # a listener that the user registered may write to any table
             for table in mapper.tables:
                 self._note_written_table(table, deletes=deletes, keys=keys and state.key is not None)
         for table in _tables_written_on_delete(mapper) if deletes else _tables_of_changed_collections(state):
             self._note_written_table(table)
 
     def _note_written_table(self, table: Any, *, deletes: bool = False, keys: bool = False) -> None:
-        """Note that the next flush or a statement writes rows of this table. deletes: It deletes rows. keys: It updates columns to which
-        foreign keys may refer.
+        """Note that the next flush or a statement writes rows of this table. deletes: Whether rows are deleted. keys: Whether the updated
+        columns may be targets of foreign keys.
         """
         if not isinstance(table, Table) or self._beside is None or table.fullname in self._own_names or table.fullname in self._beside:
             self._matters = True
@@ -174,8 +308,8 @@ def _tables_written_on_delete(mapper: Mapper[Any]) -> list[Any]:
 
 @lru_cache(maxsize=512)
 def _tables_by_relationship(mapper: Mapper[Any]) -> dict[str, list[Any]]:
-    """Return a dict from the name of each relationship to the tables whose rows a change of it writes: its members' tables and the
-    association table.
+    """Return a dict from the name of each relationship to the tables that a change of the relationship writes: the tables of its members
+    and the association table.
     """
     return {
         one.key: [*one.mapper.tables, *([] if one.secondary is None else [one.secondary])]

@@ -12,10 +12,9 @@ from sqlalchemy import ForeignKey, Table, delete, event, exists, func, select, t
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column, relationship
 
 from groundstate import ExternalService, Failure, InDoubt, InOrder, Retry, after, every_child
-from groundstate.engine.handle import run_batch
+from groundstate.engine.handle import recheck_conditions, run_batch
 from groundstate.engine.handle.run_batch import Feed
 from groundstate.engine.rows.incarnation import Incarnation
-from groundstate.engine.sql import batch_writes
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.transaction import watch_statements
 from groundstate.store import connect
@@ -71,7 +70,7 @@ JOBS: Table = Job.__table__  # type: ignore[assignment]
 
 
 @pytest.fixture
-def jobs(database_url: str) -> Iterator[World]:
+def jobs(database_url: str, whole_batches: None) -> Iterator[World]:
     made = World(database_url, Base)
     yield made
     made.close()
@@ -425,7 +424,7 @@ def test_a_batch_whose_handlers_write_nothing_that_its_condition_reads_asks_noth
 
     jobs.add(*[Account(id=number) for number in range(100)])
     watched, ran = _statements(jobs)
-    with mock.patch.object(batch_writes.BatchWrites, "may_affect_condition_of", return_value=False):
+    with mock.patch.object(recheck_conditions.BatchWrites, "may_affect_condition_of", return_value=False):
         unwatched, _ = _statements(jobs)
     assert ran == 30
     assert _of_rows(watched) == _of_rows(unwatched)
@@ -441,7 +440,7 @@ def test_a_batch_of_handlers_that_delete_their_own_records_asks_nothing_again(jo
         return [Stop(job_id=number) for number in range(1, 31)]
 
     watched, ran = _statements(jobs, records)
-    with mock.patch.object(batch_writes.BatchWrites, "may_affect_condition_of", return_value=False):
+    with mock.patch.object(recheck_conditions.BatchWrites, "may_affect_condition_of", return_value=False):
         unwatched, _ = _statements(jobs, records)
     assert ran == 30
     assert _of_rows(watched) == _of_rows(unwatched)
@@ -465,10 +464,10 @@ def _statements(world: World, records: Callable[[], list[Any]] = _new_jobs) -> t
     query = ConditionQuery(next(iter(world.app.reactions.values())), database)
     said: list[str] = []
 
-    def hear(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def note_commit(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         said.append(statement)
 
-    event.listen(database.engine, "before_cursor_execute", hear)
+    event.listen(database.engine, "before_cursor_execute", note_commit)
     try:
         done = run_batch.carry_out_batch(incarnation, query, Feed(limit=500))
     finally:

@@ -1,0 +1,1 @@
+"""The worker of one database: its start, the iterations of its loop, its pauses and its end."""
