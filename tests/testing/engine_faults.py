@@ -306,8 +306,8 @@ FAULTS = [
             Change(
                 sweeps.Sweeps,
                 "begin_sweep_if_due",
-                "if queue.is_enabled:\n            queue.request_pass()",
-                "if queue.is_enabled and not self._worker_state.rotation.turn:\n            queue.request_pass()",
+                "if queue.is_enabled:\n            queue.rows.request_pass()",
+                "if queue.is_enabled and not self._worker_state.rotation.turn:\n            queue.rows.request_pass()",
             )
         ],
     ),

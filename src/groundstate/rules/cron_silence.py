@@ -37,7 +37,16 @@ def _first_left_out_tick(cron: Cron, change: datetime) -> datetime | None:
     between = (change - 3 * _HOUR, change + 3 * _HOUR)
     kept = {tick.astimezone(UTC) for tick in cron.ticks_between_latest_first(*between)}
     for tick in reversed(list(replace(cron, fold="both").ticks_between_latest_first(*between))):
-        last = cron.latest(tick)
-        if tick.astimezone(UTC) not in kept and last is not None and tick - last <= _HOUR:
+        if tick.astimezone(UTC) not in kept and _ticks_hourly_until(cron, tick):
             return tick
     return None
+
+
+def _ticks_hourly_until(cron: Cron, left_out: datetime) -> bool:
+    """Return whether the cron ticks at least hourly before a tick that is left out. The tick's first occurrence, when the clock showed the
+    same time an hour earlier, is not the hourly tick before it: a daily cron has that one too.
+    """
+    at, last = left_out, cron.latest(left_out)
+    if last is not None and last.replace(tzinfo=None) == left_out.replace(tzinfo=None):
+        at, last = last, cron.latest(last.astimezone(UTC) - timedelta(microseconds=1))
+    return last is not None and at.astimezone(UTC) - last.astimezone(UTC) <= _HOUR

@@ -36,9 +36,8 @@ def is_last_try_used(retry: Retry, failures: int, since: datetime, now: datetime
 
 def reason_of_last_try(retry: Retry, failures: int) -> str:
     """Return why no further try is allowed, as `is_last_try_used` has found: the number of tries, or else the time for them."""
-    if retry.times is not None and failures >= retry.times:
+    if retry.give_up_after is None or (retry.times is not None and failures >= retry.times):
         return "the last try was used"
-    assert retry.give_up_after is not None  # noqa: S101  # otherwise tries without a limit would have been left
     return f"give_up_after={retry.give_up_after.total_seconds():g} s had passed since its first try, so that no further one was made"
 
 

@@ -528,7 +528,7 @@ def _run_gave_up_handler(
     """
     spec = query.spec
     if spec.gave_up is None:
-        return rules.hold_attempt(attempt, reason_of_last_try(spec.retry, attempt.failures)).attempt
+        return rules.hold_attempt(attempt, reason_of_last_try(spec.terms.retry, attempt.failures)).attempt
     failure = Failure(attempt.error or "", attempt.call_no or attempt.failures, attempt.since)
     words = _run_handler_instead_of_call(incarnation, tx, query, standing, attempt, handler=spec.gave_up, arguments=(failure,))
     if words is None:
