@@ -1,7 +1,7 @@
 """The clocks and random numbers of the host. Only this module reads the time and draws random numbers.
 
-Each worker gets a `Clock` and a `Dice` as arguments, and passes them on with its database. The crash lab passes simulated ones, so that a
-run has the same result however fast the real machine is.
+Each worker gets a `Clock` and a `Dice` as arguments, and passes them on with its database. The crash lab passes simulated clocks and dice,
+so that a run has the same result however fast the real machine is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Clock(Protocol):
         ...
 
     def uptime_s(self) -> float:
-        """Return the seconds of a clock that cannot be set. It goes on while the host is suspended, if the system has such a clock."""
+        """Return the seconds of a clock that cannot be set. The clock also counts while the host is suspended, if the system has a clock
+        that does so.
+        """
         ...
 
     def wall(self) -> float:
@@ -52,8 +54,8 @@ class SystemClock:
 class Dice(Protocol):
     """Declares a source of random numbers, with the methods of `random.Random` that are used. Any thread may draw.
 
-    drawn: random call numbers that were drawn in advance (`engine/rows/attempts.py`), since each draw is a system call that releases the
-    GIL.
+    drawn: a stock of random call numbers (`engine/rows/attempts.py`). Many are drawn together, since each draw is a system call that
+        releases the GIL.
     """
 
     drawn: list[int]
@@ -84,7 +86,9 @@ class SystemDice(random.SystemRandom):
 
 
 class SeededDice(random.Random):
-    """Random numbers that are the same for the same seed; implements `Dice`. They can spread actions over time, but can be guessed."""
+    """Random numbers that are the same for the same seed; implements `Dice`. They serve to spread actions over time, not as secrets: they
+    can be guessed.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)

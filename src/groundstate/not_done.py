@@ -37,7 +37,7 @@ REQUESTS: Final[_Listed] = (
 
 
 def _smtp_refused_the_mail(error: Exception) -> bool:
-    """Whether the server replied 400 to 599 to the mail itself, so that the requested action did not occur (RFC 5321, 4.2.1).
+    """Return whether the server replied 400 to 599 to the mail itself, so that the requested action did not occur (RFC 5321, 4.2.1).
 
     Other numbers do not count as such a reply: smtplib uses -1 for a reply that it could not read.
     """

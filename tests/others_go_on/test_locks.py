@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from groundstate import ExternalService, InDoubt
+from groundstate.engine.operate import living_workers
 from groundstate.engine.sql import lock_waits
-from groundstate.engine.watch import locked_tables
+from groundstate.engine.watch import handler_locks, locked_tables
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.store import postgres
 from tests.engine.kit import Base, Order, until
-from tests.others_go_on.conftest import ONE, Beside, a_world
+from tests.others_go_on.conftest import ONE, OTHERS, Beside, a_world
 
 
 class Others(DeclarativeBase): ...
@@ -26,6 +28,12 @@ class Box(Others):
     __tablename__ = "boxes"
     id: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(default="open")
+
+
+class Audit(Others):
+    __tablename__ = "audit"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    words: Mapped[str] = mapped_column(default="")
 
 
 @pytest.fixture
@@ -39,6 +47,62 @@ def beside(postgres_url: str, caplog: pytest.LogCaptureFixture) -> Iterator[Besi
         made.handled(lambda _order: None)
         made.add(Box(id=1))
         yield made
+
+
+@pytest.fixture
+def audited(postgres_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Beside]:
+    """Boxes, of which the handler of each writes to the table audit, which no condition reads: beside the orders, whose handler does not.
+
+    A box whose status is 'open' updates the first row of audit, one that is 'plain' writes nothing there, and the others insert a row.
+    """
+    monkeypatch.setattr(postgres, "WAIT", timedelta(seconds=1))
+    monkeypatch.setattr(lock_waits, "HELD_FOR", timedelta())
+    monkeypatch.setattr(handler_locks, "LONGEST_S", 0.5)
+    with a_world(postgres_url, caplog, Base, Others) as made:
+
+        @made.app.on(Box, Box.status.in_(["open", "noted", "plain"]))
+        def packed(box: Box, session: Session) -> None:
+            if box.status == "open":
+                session.get_one(Audit, 1).words = f"box {box.id}"
+            elif box.status == "noted":
+                session.add(Audit(words=f"box {box.id}"))
+            box.status = "packed"
+
+        @ExternalService("desk").call(in_doubt=InDoubt.repeat())
+        async def ask(_box: Box) -> str:
+            return "stamped"
+
+        @made.app.on(Box, Box.status.in_(["to stamp", "to list"]), call=ask)
+        def stamped(box: Box, outcome: str, session: Session) -> None:
+            if box.status == "to stamp":
+                session.get_one(Audit, 1).words = outcome
+            else:
+                session.add(Audit(words=outcome))
+            box.status = "packed"
+
+        made.handled(lambda _order: None)
+        made.add(Audit())  # the row 1
+        yield made
+
+
+def packed_boxes(beside: Beside) -> set[int]:
+    with beside.engine.connect() as connection:
+        return set(connection.scalars(text("SELECT id FROM boxes WHERE status = 'packed'")))
+
+
+@contextmanager
+def waits_for_locks(waits: list[str]) -> Iterator[None]:
+    """Notes each statement that waited for a lock in vain."""
+
+    def met(context: Any) -> None:
+        if getattr(context.original_exception, "sqlstate", None) == "55P03":
+            waits.append(str(context.statement))
+
+    event.listen(Engine, "handle_error", met)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "handle_error", met)
 
 
 @contextmanager
@@ -152,3 +216,116 @@ def test_a_lock_on_a_table_of_ours_is_told_and_all_goes_on_when_it_is_released(
     until(lambda: life.worker.current_trouble is None)
     until(lambda: len(beside.told("database_back")) == 1)
     assert beside.told("turn_failed") == []
+
+
+def test_a_locked_table_that_only_a_handler_writes_keeps_that_reaction_alone(audited: Beside) -> None:
+    waits: list[str] = []
+    with somebody(audited, "LOCK TABLE audit IN SHARE MODE") as he:
+        audited.add(*[Box(id=number, status="noted") for number in range(1, 11)])
+        with waits_for_locks(waits):
+            audited.worker()
+            until(lambda: audited.told("reaction_barred"))
+            audited.placed()
+            audited.until_done()
+            words = f"{he} has locked the table audit"
+            until(lambda: words in audited.why_of("boxes", "1").answers[0].next, lambda: audited.why_of("boxes", "1"))
+        assert packed_boxes(audited) == set()
+        assert len(waits) <= 1 + 3, "\n".join(one[:60] for one in waits)
+        assert audited.why_of("boxes", "1").answers[0].next.endswith("it is tried again by itself")
+    until(lambda: packed_boxes(audited) == set(range(1, 11)))
+    (told,) = audited.told("reaction_barred")
+    assert told.startswith(f"WARNING packed waits: {words}")
+    assert told.endswith("; the others go on")
+    assert len(audited.told("reaction_free")) == 1
+    assert audited.told("handler_meets_lock") == audited.told("handler_failed") == audited.told("reaction_waits") == []
+    assert audited.attempts() == []
+
+
+def test_a_locked_row_that_one_handler_writes_keeps_that_record_alone(audited: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    with somebody(audited, "SELECT id FROM audit WHERE id = 1 FOR UPDATE") as he:
+        audited.add(Box(id=1), *[Box(id=number, status="noted") for number in range(2, OTHERS + 2)])
+        audited.worker()
+        until(lambda: packed_boxes(audited) == set(range(2, OTHERS + 2)))
+        monkeypatch.setattr(postgres, "WAIT", timedelta(seconds=50))  # nothing waits so long any more: only the record itself is tried
+        audited.placed()
+        audited.until_done()
+        audited.add(Box(id=500, status="noted"))
+        until(lambda: 500 in packed_boxes(audited))
+        until(lambda: "tried again by itself" in audited.why_of("boxes", "1").answers[0].next, lambda: audited.why_of("boxes", "1"))
+        words = f"locks on the table audit are held by {he}"
+        next_ = audited.why_of("boxes", "1").answers[0].next
+        assert next_.startswith("waits: its handler met a lock of another transaction: ")
+        assert words in next_
+        (told_,) = living_workers.handler_locks_in_words(audited.pending().workers)
+        assert told_.startswith("packed on 1 waits: ")
+        assert words in told_
+        assert 1 not in packed_boxes(audited)
+    until(lambda: 1 in packed_boxes(audited))
+    (told,) = audited.told("handler_meets_lock")
+    assert told.startswith("WARNING packed on boxes 1 waits: its handler met a lock of another transaction: ")
+    assert words in told
+    assert told.endswith("; it is tried again by itself, and the others go on")
+    assert audited.attempts() == []
+    assert audited.told("handler_failed") == audited.told("reaction_waits") == []
+
+
+def test_when_every_handler_needs_a_locked_row_only_their_reaction_waits(audited: Beside) -> None:
+    with somebody(audited, "SELECT id FROM audit WHERE id = 1 FOR UPDATE"):
+        audited.add(*[Box(id=number) for number in range(1, 21)])
+        audited.worker()
+        until(lambda: audited.told("handler_meets_lock"))
+        audited.placed()
+        audited.until_done()
+        assert packed_boxes(audited) == set()
+    until(lambda: packed_boxes(audited) == set(range(1, 21)))
+    assert audited.attempts() == []
+    assert audited.told("handler_failed") == audited.told("reaction_waits") == []
+
+
+def test_a_locked_table_that_few_handlers_write_keeps_their_records_alone(audited: Beside) -> None:
+    with somebody(audited, "LOCK TABLE audit IN SHARE MODE") as he:
+        audited.add(Box(id=1, status="noted"), *[Box(id=number, status="plain") for number in range(2, 21)])
+        audited.worker()
+        until(lambda: packed_boxes(audited) == set(range(2, 21)))
+        waits: list[str] = []
+        with waits_for_locks(waits):
+            until(lambda: len(waits) >= 2)  # the first record was tried again
+        audited.add(*[Box(id=number, status="plain") for number in range(21, 26)])
+        until(lambda: packed_boxes(audited) == set(range(2, 26)))
+    until(lambda: packed_boxes(audited) == set(range(1, 26)))
+    (told,) = audited.told("handler_meets_lock")
+    assert f"locks on the table audit are held by {he}" in told
+    assert audited.told("reaction_barred") == audited.told("reaction_waits") == []
+
+
+def test_the_outcome_of_a_call_whose_handler_meets_a_locked_row_waits_alone(audited: Beside) -> None:
+    with somebody(audited, "SELECT id FROM audit WHERE id = 1 FOR UPDATE") as he:
+        audited.add(Box(id=1, status="to stamp"), *[Box(id=number, status="to list") for number in range(2, 31)])
+        audited.worker()
+        until(lambda: packed_boxes(audited) == set(range(2, 31)), lambda: packed_boxes(audited))
+        audited.placed()
+        audited.until_done()
+        audited.add(Box(id=500, status="to list"))
+        until(lambda: 500 in packed_boxes(audited))
+        assert 1 not in packed_boxes(audited)
+    until(lambda: 1 in packed_boxes(audited))
+    (told,) = audited.told("handler_meets_lock")
+    assert told.startswith("WARNING stamped on boxes 1 waits: ")
+    assert f"locks on the table audit are held by {he}" in told
+    assert audited.attempts() == []
+    assert audited.told("handler_failed") == audited.told("turn_failed") == audited.told("database_trouble") == []
+
+
+def test_the_outcomes_of_calls_wait_while_a_table_is_locked_that_their_handler_writes(audited: Beside) -> None:
+    with somebody(audited, "LOCK TABLE audit IN SHARE MODE") as he:
+        audited.add(*[Box(id=number, status="to list") for number in range(1, 31)])
+        audited.worker()
+        until(lambda: audited.told("reaction_barred"))
+        audited.placed()
+        audited.until_done()
+        assert packed_boxes(audited) == set()
+    until(lambda: packed_boxes(audited) == set(range(1, 31)))
+    (told,) = audited.told("reaction_barred")
+    assert told.startswith(f"WARNING stamped waits: {he} has locked the table audit")
+    assert audited.attempts() == []
+    assert audited.told("handler_failed") == audited.told("turn_failed") == audited.told("database_trouble") == []

@@ -62,12 +62,12 @@ class App(Running):
 
     Args:
         name: the name of the app.
-        stores: the databases in which its records are.
+        stores: the databases that hold the app's records.
         transport: the URL of the transport that carries hints (messages that say where work may be) between the app's processes, or a
             function that returns the URL, called at the start: `nats://...`, `redis://...`, `amqp://...`, `postgresql://...`, or `memory:`
             for hints within this process only. If left out, hints about a PostgreSQL store travel through that store.
-        keys: whether hints contain the primary keys of records. If they do not, each hint costs one more query; but a primary key can be a
-            secret.
+        keys: whether hints contain the primary keys of records. Without the keys, each hint costs one more query. Leave the keys out if a
+            primary key is a secret.
 
     Raises:
         DeclarationError: another app of this process has this name, or two stores own the same tables.
@@ -157,9 +157,9 @@ class App(Running):
             prepare: a function that makes the call's argument from the record, inside the transaction that begins the attempt. If `prepare`
                 raises, the call is not made.
             due: the time from which the condition holds, by the database's clock: a column, or `after(column, timedelta)`.
-            occurrence: the columns whose values tell one occurrence (one round of a recurring event) from the next; the due column if left
-                out. Required if `due` is a column, a call is made and the handler does not write the due column. `()` means that there is
-                only one occurrence.
+            occurrence: the columns whose values tell one occurrence (one round of a recurring event) from the next. If this option is left
+                out, the due column is used. The option is required if `due` is a column, a call is made and the handler does not write the
+                due column. `()` means that there is only one occurrence.
             in_order: `InOrder(by, order)`: records with equal values in the column `by` are carried out one at a time, sorted by `order` if
                 that is given.
             per: the column that names the tenant of the external service for this record: `limit_per`, `rate_per` and the pause of a
@@ -175,7 +175,7 @@ class App(Running):
             name: the name of the reaction, which is a part of each idempotency key; the handler's name if left out.
             key_name: for a reaction that was renamed: the name that it had when its first call was made. This name stays a part of each
                 idempotency key. `groundstate rename` keeps it in the database; `key_name` states it in the source code too. If the app was
-                renamed as well, give the first name of the app and that of the reaction: `("shop", "paid")`.
+                renamed as well, give the first name of the app, then that of the reaction: `("shop", "paid")`.
 
         Raises:
             DeclarationError: the reaction, as declared, would lose or repeat an effect, or never run; the message names the cure.
@@ -231,7 +231,7 @@ class App(Running):
             retry: when a tick that failed is tried again.
             store: the store to which the handler writes; required if the app has several. In a sharded store each shard has its own ticks
                 and its own cursor; for one shard only, give `store.shard(name)`.
-            name: the name of the schedule, which no reaction may have; the handler's name if left out.
+            name: the name of the schedule; the handler's name if left out. No reaction may have the same name.
 
         Raises:
             DeclarationError: an option or the handler makes no sense; the message names the cure.

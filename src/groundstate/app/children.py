@@ -18,7 +18,7 @@ from groundstate.rules import sql_inspect as look
 from groundstate.rules.specs import EveryChild
 from groundstate.values.errors import DeclarationError
 
-_MARK = "_groundstate_every_child"  # name of an attribute that is set on the SQL expression, and stays on it when clauses are joined
+_MARK = "_groundstate_every_child"  # name of an attribute of the SQL expression; the expression keeps the attribute when clauses are joined
 
 
 def every_child(children: SQLCoreOperations[Any], *clauses: SQLCoreOperations[bool]) -> ColumnElement[bool]:

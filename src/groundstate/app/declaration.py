@@ -152,8 +152,8 @@ def _key_name(what: str, given: ReactionOptions) -> str:
 def _occurrence_columns(
     what: str, mapper: Mapper[Any], given: ReactionOptions, due: DueSpec | None, read: signature.Signature
 ) -> tuple[InstrumentedAttribute[Any], ...]:
-    """Return the columns that tell one occurrence (one round of a recurring event) from the next: those of `occurrence=` if it was given,
-    otherwise those of the due time.
+    """Return the columns of `occurrence=` or, if this option was not given, the columns of the due time. Their values tell one occurrence
+    (one round of a recurring event) from the next.
 
     Raises DeclarationError if `occurrence=` was not given, a call is made, and the handler does not write the due column.
     """
@@ -256,11 +256,11 @@ def _warn_about_condition(spec: ReactionSpec) -> None:
 
 
 def _columns_compared_by_condition(spec: ReactionSpec) -> list[str] | None:
-    """Return the columns, as `Class.column`, that the reaction's condition compares with each other, if a later change of one of them would
-    make the same call again.
+    """Return the columns, as `Class.column`, that the reaction's condition compares with each other, if a later change of them could repeat
+    the call.
 
-    Returns None if a change cannot have this effect, as when an occurrence or a done column is declared. Returns None too if the source
-    code of the handler does not show whether it can.
+    The repeated call would have the idempotency key of the first call. Returns None if this is ruled out, for example by an occurrence or a
+    done column, or if the source code of the handler does not show whether it is ruled out.
     """
     kind = spec.kind
     if spec.call is None or kind is None or spec.occurrence or spec.occurrence_said or spec.done_column is not None:
@@ -273,15 +273,15 @@ def _columns_compared_by_condition(spec: ReactionSpec) -> list[str] | None:
     names, others = found
     handler = spec.handler.call
     if any(handler_writes.handler_writes_attribute(handler, name, spec.record) for name in others):
-        return None  # the handler makes the condition false by another column, so the compared columns do not matter
+        return None  # the handler makes the condition false by writing another column, so the compared columns do not matter
     if others and not any(handler_writes.handler_writes_attribute(handler, name, spec.record) for name in names):
         return None  # the source of the handler does not show how it makes the condition false
     return [f"{spec.record.__name__}.{name}" for name in names]
 
 
 def warn_if_one_implies_other(spec: ReactionSpec, other: ReactionSpec) -> None:
-    """Warn if each record that meets the condition of one reaction also meets that of the other: the reaction that runs first then takes
-    the record from the other.
+    """Warn if every record that meets the condition of one reaction also meets the condition of the other reaction. The reaction that runs
+    first can then keep the other reaction from running on the record.
     """
     if spec.done_column is not None or other.done_column is not None or spec.due is not None or other.due is not None:
         return
@@ -299,7 +299,9 @@ def warn_if_one_implies_other(spec: ReactionSpec, other: ReactionSpec) -> None:
 
 
 def warn_about_unnoticed_changes(spec: ReactionSpec) -> None:
-    """Warn about JSON columns that the handler changes in place, which SQLAlchemy does not notice. Call it when all models are declared."""
+    """Warn about each JSON column whose value the handler changes in place, if SQLAlchemy does not notice the change. Call it when all
+    models are declared.
+    """
     if not validate_condition.has_columns_mutable_in_place(spec.mapper):
         return
     for name in validate_condition.columns_changed_unnoticed(spec.mapper, source_lint.attributes_changed_in_place(spec.handler.call)):

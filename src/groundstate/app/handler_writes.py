@@ -1,7 +1,7 @@
 """Finds out whether a handler writes an attribute of its record, as far as its source or byte code shows. Runs no user code.
 
-If neither shows a write, the handler counts as one that does not write the attribute. The declaration is then refused, and its author must
-say what is meant.
+If neither shows a write, groundstate assumes that the handler does not write the attribute. The declaration is then refused until its
+author says what is meant.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ FOLLOWED_MOST = 8  # the largest number of functions that one search reads, incl
 def handler_writes_attribute(handler: Callable[..., Any], attribute: str, record: type) -> bool:
     """Whether the handler sets this attribute of its first argument.
 
-    The handler may set it itself, or pass its record to a function, method or property setter that sets it.
+    The attribute may be set in the handler itself, or in a function, method or property setter to which the handler passes its record.
     `update(...).values(attribute=...)` counts as well.
 
-    If there is no source code, the byte code is searched, and an attribute of this name that is set on any object counts. So a declaration
-    that is accepted with source code is also accepted without it.
+    If there is no source code, the byte code is searched. In this case it does not matter on which object an attribute of this name is set.
+    So a declaration that is accepted with source code is also accepted without it.
     """
     return _AttributeSearch(attribute, record).function_sets_attribute(handler, 0)
 
@@ -129,7 +129,9 @@ def _parse_definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef |
 
 
 def _local_aliases(function: ast.AST, name: str) -> set[str]:
-    """Return the local names of the object that is named `name`: for "order", after `one = order`, these are `one` and `order`."""
+    """Return all local names of the object that has the name `name`. For example, after `one = order` the object `order` has the names
+    `one` and `order`.
+    """
     names = {name}
     for _ in range(3):
         for one in ast.walk(function):

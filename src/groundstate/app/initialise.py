@@ -66,8 +66,8 @@ class _OpenDatabase:
 
 
 def set_up_databases(app: str, places: Sequence[DatabaseToSetUp], options: InitOptions) -> list[str]:
-    """Set up all databases. Return the names of the tables that were created, each after its database's label if there are several
-    databases.
+    """Set up all databases. Return the names of the tables that were created. If there are several databases, each name is preceded by
+    its database's label.
 
     Raises:
         StoreRefusedError: groundstate's tables vanished, and neither `after_restore` nor `new_database` was given; or a database cannot
@@ -99,8 +99,8 @@ def _refuse_if_condition_not_evaluable(site: _OpenDatabase) -> None:
 def _without_prepared_statements(settings: StoreSettings) -> StoreSettings:
     """Return the settings of a database, without prepared statements if it is a PostgreSQL database.
 
-    The URL may lead through a pooler that was not declared. There a prepared statement of another session would make `init` fail. A worker
-    does not need this: it detects such a pooler when it starts, and its message names the cure.
+    The URL may lead through a pooler that was not declared. Behind a pooler, a prepared statement of another session would make `init`
+    fail. A worker does not need this: it detects such a pooler when it starts, and its message names the cure.
     """
     if not settings.url.drivername.startswith("postgresql"):
         return settings

@@ -335,7 +335,7 @@ class Running:
         except asyncio.CancelledError:
             await wait_for.run_in_own_thread_pool(partial(self.stop, timedelta()))
             await asyncio.wait([start])
-            if start.exception() is None:  # the app started in spite of the stop above, which came too early or too late: stop it again
+            if start.exception() is None:  # the stop above came too early or too late, so the app has started: stop it again
                 await wait_for.run_in_own_thread_pool(partial(self.stop, timedelta()))
             raise
         try:
@@ -388,8 +388,8 @@ class Running:
         """Wait until the clauses hold for one record, or until the timeout: for web requests. A SELECT decides; hints only make it run
         sooner.
 
-        Await the returned coroutine. Wrong arguments raise an error before that, in the call of `wait_for` itself: the source code of this
-        call is checked.
+        Await the returned coroutine. If the arguments are wrong, the call of `wait_for` itself raises an error, before anything is awaited.
+        `wait_for` also checks the source code of its call.
 
         Args:
             record: the mapped class of the record.
@@ -430,21 +430,22 @@ class Running:
         time.
 
         Args:
-            tables: create missing tables of your own too: for a first try; use migrations later.
+            tables: also create missing tables of your own application. This is meant for a first try; use migrations later.
             accept: the reactions to start on rows that exist: their names, or True for all. If a reaction would make calls for such rows,
                 say whether these calls were made before: 'NAME=call' (surely never made) or 'NAME=doubt' (each row's attempt is in doubt,
-                and is settled by its policy); 'call' or 'doubt' alone for all; or a mapping of names to these.
+                and is settled by its policy). 'call' or 'doubt' without a name applies to all reactions. A mapping of names to 'call' or
+                'doubt' is also accepted.
             baseline: names of reactions that leave out the rows that match now and start with new rows, and of schedules that start now and
                 leave out earlier ticks.
-            after_restore: groundstate's tables vanished, or a backup was restored: each call that would be made for an existing row starts
-                in doubt, and so does each later call until `groundstate trust` is run.
-            new_database: this database is new, so the witness files (counts of begun calls) that were found belong to another database:
-                they are erased, and each is logged.
+            after_restore: say True if groundstate's tables vanished, or if a backup was restored. Each call that would be made for an
+                existing row then starts in doubt, and so does each later call until `groundstate trust` is run.
+            new_database: say True if this database is new. The witness files (counts of begun calls) that were found then belong to another
+                database: they are erased, and each erased file is logged.
             progress: a function that is called while attempts are written for `baseline` and 'doubt', with the name of a reaction and the
                 number of attempts that were written for it so far.
 
         Returns:
-            The names of what was created, each with its database's name if there are several.
+            The names of the tables that were created. If there are several databases, each name is preceded by its database's label.
 
         Raises:
             StoreRefusedError: groundstate's tables vanished, and neither `after_restore` nor `new_database` was given.

@@ -108,7 +108,7 @@ def _json_is_ambiguous(one: Any, other: Any) -> bool:
 def _can_be_told_from_dict(one: Any, other: Any) -> bool:
     """Whether the JSON of a type with fields can be told from the JSON of a dict type.
 
-    It can if a field that is always written has a kind of JSON value, such as a number, that no value of the dict has.
+    This is possible if some field is always written, and no value of the dict has the field's kind of JSON value, such as a number.
     """
     if typing.is_typeddict(one) or typing.is_typeddict(other):
         return True  # values of both types are dicts when loaded, so it does not matter which type is chosen
@@ -118,7 +118,7 @@ def _can_be_told_from_dict(one: Any, other: Any) -> bool:
     return any(_json_kinds_are_disjoint(kind, value) for kind, required in fields.values() if required or written for value in values)
 
 
-_AS_THEY_ARE = (str, int, float)  # types that JSON has itself: pydantic chooses them in a union before types that must be parsed
+_AS_THEY_ARE = (str, int, float)  # JSON's own types: in a union, pydantic prefers them to types that must be parsed
 
 
 def _literals_are_disjoint(one: Any, other: Any) -> bool:
@@ -135,13 +135,13 @@ def _literal_values(one: Any) -> set[Any] | None:
 
 
 def _json_kinds_are_disjoint(one: Any, other: Any) -> bool:
-    """Whether no JSON value can stand for a value of both types."""
+    """Whether every JSON value can stand for a value of at most one of the two types."""
     ours, theirs = alternatives_of(one), alternatives_of(other)
     return all(not (_json_kinds(a) & _json_kinds(b)) or _literals_are_disjoint(a, b) for a in ours for b in theirs)
 
 
 def _json_kinds(one: Any) -> set[str]:
-    """Return the kinds of JSON that values of this type are written as, such as {"text"} or {"object"}."""
+    """Return how values of this type are written in JSON, as a set of kinds such as {"text"} or {"object"}."""
     one = unwrap_named_type(one)
     if is_root_model(one):
         return {kind for inner in alternatives_of(one.model_fields["root"].annotation) for kind in _json_kinds(inner)}

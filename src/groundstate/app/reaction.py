@@ -13,7 +13,7 @@ from groundstate.values.errors import DeclarationError
 R = TypeVar("R")  # the class of the record
 O = TypeVar("O")  # the call's outcome  # noqa: E741 - one letter, like R and P
 P = ParamSpec("P")  # the handler's further parameters, for which groundstate supplies values by their annotations
-Q = ParamSpec("Q")  # the further parameters of another handler, such as `expired`: groundstate supplies values by their annotations
+Q = ParamSpec("Q")  # parameters after the first of a handler such as `expired`; groundstate supplies values by their annotations
 
 IN_TRANSACTION = ("session", "ctx")
 _OVERTAKEN = ("session", "ctx", "key", "occurrence")

@@ -135,7 +135,9 @@ def _is_generator_function(call: Any) -> bool:
 def _split_positional_parameters(
     parameters: Sequence[inspect.Parameter], count: int
 ) -> tuple[list[inspect.Parameter] | None, list[inspect.Parameter]]:
-    """Return a pair: the parameters that take the first `count` positional arguments (None if there are fewer), and the others."""
+    """Return a pair. Its first item has the parameters that take the first `count` positional arguments; it is None if the function takes
+    fewer. Its second item has the other parameters.
+    """
     taken: list[inspect.Parameter] = []
     left = list(parameters)
     while len(taken) < count:
@@ -258,7 +260,7 @@ def _show_parameters(supplied: Sequence[str]) -> str:
 
 
 def function_name(call: Callable[..., Any], what: str) -> str:
-    """Return a function's name for tables and idempotency keys. Raises DeclarationError if it has none, as a lambda."""
+    """Return a function's name for tables and idempotency keys. Raises DeclarationError if the function has no name, like a lambda."""
     name = name_of(call)
     if name == "<lambda>" or not hasattr(call, "__name__") or not name.strip("_"):
         raise DeclarationError(f"{what} {name} has no name of its own, and keys are made of it: give name='...'")

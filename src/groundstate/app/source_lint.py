@@ -22,7 +22,7 @@ _Place = tuple[int, int, int, int]
 
 
 def declaring_frame() -> FrameType | None:
-    """Return the innermost frame outside of groundstate: that of the user's code. Returns None if there is none."""
+    """Return the innermost frame that is outside of groundstate, which is a frame of the user's code. Returns None if there is none."""
     frame = inspect.currentframe()
     while frame is not None and _is_groundstate_frame(frame):
         frame = frame.f_back
@@ -38,7 +38,7 @@ def stacklevel_of_declaration() -> int:
 
 
 def declaration_file_and_line() -> str:
-    """Return the file and line at which the user's code called groundstate, as 'file:line', or '' if none of that code is running."""
+    """Return the file and line at which the user's code called groundstate, as 'file:line'. Return '' if no code of the user is running."""
     frame = declaring_frame()
     return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -61,7 +61,7 @@ def find_misread_clause() -> str | None:
 
 
 _MOST = 1000  # the largest number of cached results; there is one for each call of `wait_for` in the user's code
-_read: dict[tuple[Any, int], str | None] = {}  # the cached results, by code object and offset of the call in it
+_read: dict[tuple[Any, int], str | None] = {}  # the cached results; a key is a code object and the offset of a call in its byte code
 
 
 def find_misread_clause_of_wait_for() -> str | None:
@@ -214,7 +214,7 @@ def _attribute_of_record(one: ast.expr, record: str) -> str | None:
 
 
 def _attributes_assigned(function: ast.FunctionDef, record: str) -> set[str]:
-    """Return the attributes of the record to which the function assigns a new value, or which it names in `flag_modified`."""
+    """Return the attributes of the record that the function assigns, or that it names in `flag_modified`."""
     found: set[str] = set()
     for one in ast.walk(function):
         if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store) and isinstance(one.value, ast.Name) and one.value.id == record:

@@ -132,9 +132,8 @@ class HintPublishers:
             one.stop(end - self._clock.monotonic())
 
     def pass_hints_to(self, store: Store, worker: Worker) -> None:
-        """From now on pass hints about this store to this worker. The worker must be up.
-
-        This includes hints that triggers in the store's database send.
+        """From now on pass hints about this store to this worker, including hints from triggers in the store's database. The worker must be
+        up.
         """
         if store in self._publishers:
             self._publishers[store].add_receiver(worker, store.name or "")
@@ -154,7 +153,7 @@ class HintPublishers:
 
     @property
     def find_usable_transports(self) -> dict[str, bool]:
-        """Whether hints can be sent and received now, by the name of each transport."""
+        """Return, by the name of each transport, whether hints can be sent and received now."""
         found: dict[str, bool] = {}
         for one in self._sending_publishers:
             found[one.transport.name] = found.get(one.transport.name, True) and one.is_up

@@ -10,7 +10,9 @@ from groundstate.app.signature import union_members, without_annotated
 
 
 def alternatives_of(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, including those of unions inside it that are named by a NewType or a `type` statement."""
+    """Return the members of a union. A member that is a NewType or a `type` statement for another union is replaced by the members of that
+    union.
+    """
     found = union_members(unwrap_named_type(annotation))
     return tuple(inner for one in found for inner in ((one,) if unwrap_named_type(one) is one else alternatives_of(one)))
 

@@ -17,8 +17,8 @@ from groundstate.values.errors import DeclarationError
 
 
 def refuse_python_conditions(what: str) -> None:
-    """Raise DeclarationError if Python, not SQL, evaluates a clause, as in `a and b`. Call this during the declaration: its source code is
-    read.
+    """Raise DeclarationError if Python, not SQL, evaluates a clause, as in `a and b`. Call this during the declaration, since it reads the
+    source code of the declaration.
     """
     why = source_lint.find_misread_clause()
     if why is not None:

@@ -54,7 +54,7 @@ def make_statement(record: type, key: object, clauses: Sequence[Any]) -> Any:
 
 
 def _key_values(key: object, columns: int) -> Sequence[object]:
-    """Return the values of a primary key's columns: from a tuple, a list, or the text of a JSON array if it has several columns."""
+    """Return the values of a primary key's columns. The key of several columns is a tuple, a list, or the text of a JSON array."""
     if isinstance(key, str) and columns > 1:
         return keys.split_record_text(key, columns)
     return list(key) if isinstance(key, (tuple, list)) else (key,)
@@ -82,7 +82,7 @@ async def wait_for(
 ) -> bool:
     """Return whether the clauses held on one of these databases before the timeout.
 
-    If they did not, and the last query of a database failed, the error of that query is raised.
+    If the clauses did not hold, and the last query of a database failed, the error of that query is raised.
     """
     wake_up = _WakeUp(running_asyncio_loop("wait_for"))
     commit_hooks.add_listener(wake_up)
@@ -114,8 +114,8 @@ async def wait_for(
 
 
 async def _poll_databases_until_one_holds(asked: Sequence[PolledDatabase], end: float, clock: Clock) -> None:
-    """Query all databases, until the clauses hold on one or `LOOKS_S` seconds pass. A query that takes longer goes on, and does not delay
-    the next queries of the other databases.
+    """Query all databases, until the clauses hold on one of them or `LOOKS_S` seconds have passed. A query that takes longer goes on, and
+    does not delay the next queries of the other databases.
     """
     looks = []
     for one in asked:

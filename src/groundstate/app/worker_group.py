@@ -27,7 +27,8 @@ from groundstate.values.errors import StoppedError
 log = logging.getLogger("groundstate")
 FIRST_S = 0.5  # seconds before a database is tried again; the pause then doubles each time
 LONGEST_S = 30.0  # seconds: the longest pause between two tries to reach a database
-START_S = 10.0  # seconds for which `start` waits for other workers to come up, and for which it waits for a worker to register reactions
+# seconds: the longest wait of `start` until all workers are up, and the longest wait until a worker has registered its reactions
+START_S = 10.0
 
 
 @dataclass

@@ -15,7 +15,7 @@ from rich.text import Text
 from groundstate.cli.common import escape_for_terminal, format_time_for_people
 from groundstate.engine.operate import left_by_other_apps
 from groundstate.engine.operate.left_by_other_apps import LeftByOther
-from groundstate.engine.operate.living_workers import liveness_in_words
+from groundstate.engine.operate.living_workers import handler_locks_in_words, liveness_in_words, workers_of_app
 from groundstate.engine.operate.pending import OpenAttempt, Pending, ToDo
 from groundstate.engine.operate.unanswered_states import COUNTED_MOST
 from groundstate.engine.rows import data_restore_check
@@ -262,6 +262,7 @@ def _print_waits_and_warnings(console: Console, app: str, report: Pending) -> No
     _print_section(console, f"Locked by a long transaction{whose}", made, locked)
     warn = [f"{name} cannot be seen: {words}" for name, words in report.unseen.items() if name not in report.lacks]
     warn += [f"{name} is not carried out: {words}" for name, words in report.lacks.items()]
+    warn += handler_locks_in_words(workers_of_app(app, report.workers))
     warn += [f"{one.reaction}: {one.odd_time}: {odd_due_times.CURE}" for one in report.to_do if one.odd_time]
     warn += [one.message for one in report.newcomers]
     if report.suspects:

@@ -113,7 +113,7 @@ def _sentences_about_reactions(alive: Sequence[WorkerSeen]) -> list[str]:
     for name, count in _count_workers_by_reaction(alive, lambda says: says.troubled):
         why = "it could not be carried out at all the last times, and is tried again each few seconds: the log says why"
         words.append(f"{name}: {why} (in {_workers_in_words(count, alive)}).")
-    return words
+    return words + living_workers.handler_locks_in_words(alive)
 
 
 def _count_workers_by_reaction(alive: Sequence[WorkerSeen], which: Callable[[WorkerReport], Iterable[str]]) -> list[tuple[str, int]]:

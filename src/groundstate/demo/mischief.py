@@ -25,7 +25,7 @@ class Treatment:
     """How the gateway treats one POST of a charge.
 
     before, after: seconds for which the gateway waits before and after it charges the card.
-    hidden: for how many seconds after the charge a lookup does not show the charge.
+    hidden: seconds after the charge during which a lookup does not show the charge.
     """
 
     trick: Trick
@@ -35,7 +35,7 @@ class Treatment:
 
 
 CLIENT_GIVES_UP = 2.0  # seconds: the timeout of the shop's client for a charge
-LONGEST_HIDDEN = 1.0  # the longest time in seconds for which a lookup does not show a new charge
+LONGEST_HIDDEN = 1.0  # seconds: the longest time after a charge during which a lookup does not show it
 _WEIGHTS = {Trick.PROMPT: 72, Trick.SLOW: 14, Trick.BUSY: 2, Trick.LATE_ANSWER: 4, Trick.LATE_CHARGE: 4, Trick.DROP: 4}
 
 
@@ -59,6 +59,8 @@ def is_card_declined(seed: int, order: int) -> bool:
 
 
 def mail_delay_s(seed: int, order: str) -> float:
-    """Return the seconds that the mail server waits before and after it records a mail; a few mails have a long delay."""
+    """Return the seconds that the mail server waits before it records a mail, and again after it has recorded the mail. A few mails have a
+    long delay.
+    """
     dice = Random(f"{seed} mail {order}")
     return dice.uniform(0.5, 1.2) if dice.random() < 0.05 else dice.uniform(0.01, 0.08)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_PR_SET_PDEATHSIG = 1  # number of the option of Linux's prctl that sets which signal a child gets when its parent dies
+_PR_SET_PDEATHSIG = 1  # number of an option of Linux's prctl: it sets the signal that a process gets when its parent dies
 
 
 def _hook_that_binds_child_to_parent(parent: int) -> Callable[[], None] | None:

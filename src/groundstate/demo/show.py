@@ -21,8 +21,8 @@ PLAIN_EVERY_S = 3.0  # seconds between two lines of progress if the output is no
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of the shop. statuses: numbers of orders, by status. attempts: numbers of attempts, by state. mailed: number of orders
-    marked as mailed.
+    """The progress of the shop. statuses: the count of orders in each status. attempts: the count of attempts in each state. mailed: the
+    count of orders that are marked as mailed.
     """
 
     statuses: Mapping[str, int] = field(default_factory=dict)

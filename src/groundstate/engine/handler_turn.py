@@ -58,6 +58,9 @@ class Batches:
             if room > 0:
                 self._run_batch(queue, Feed(keys=queue.rows.take_new_keys(min(room, queue.rows.batch))))
         for queue in queues:
+            keys = self._worker_state.handler_locks.keys_after_pause(queue, now)
+            if keys and queue.postponement.not_before <= now and self.can_try_record(queue, now):
+                self._run_batch(queue, Feed(keys=keys, apart=True))
             if queue.due_work.has_due_attempts and queue.postponement.not_before <= now:
                 self._try_due_attempts(queue)
         waiting = [queue for queue in queues if queue.has_pass and queue.postponement.not_before <= now and self.can_try_record(queue, now)]
@@ -154,10 +157,16 @@ class Batches:
         end_trace, self._last = self._worker_state.watched.trace_batch(queue.query.spec), queue
         started = self._worker_state.clock.monotonic()
         self._worker_state.incarnation.at_work = queue.name
+        locks = self._worker_state.handler_locks
+        feed = replace(
+            feed,
+            hold_s=self._worker_state.batch_locks.target_hold_s,
+            claim_s=slow_conditions.claim_limit_s(queue),
+            lock_wait=locks.wait_of_batch(queue, started),
+            left_out=frozenset() if feed.apart else locks.keys_of_waiting_records(queue),
+        )
         try:
-            done = self._carry_out_feed(
-                queue, replace(feed, hold_s=self._worker_state.batch_locks.target_hold_s, claim_s=slow_conditions.claim_limit_s(queue))
-            )
+            done = self._carry_out_feed(queue, feed)
         except Exception as error:
             end_trace(Ran(error=error))
             passing = db_errors.is_no_fault_of_record(error)
@@ -187,12 +196,34 @@ class Batches:
         finally:
             self._worker_state.incarnation.at_work = None
         end_trace(Ran(done.done, done.failed))
-        if feed.keys is not None and done.let_go:
+        if feed.keys is not None and done.let_go and not feed.apart:
             queue.rows.put_keys_first(done.let_go)
         took = self._worker_state.clock.monotonic() - started
         self._record_batch_result(queue, done, took)
+        if feed.apart or done.lock_error is not None:
+            self._note_locks_met(queue, feed, done)
         self._worker_state.batch_locks.sleep_for_other_writers(took)
         return done
+
+    def _note_locks_met(self, queue: WorkQueue, feed: Feed, done: run_batch.Done) -> None:
+        """After a batch, postpone each record whose handler met a lock of another transaction. If the lock is on a whole table and no
+        record was carried out, postpone the whole queue. Raises the error of the lock if it is on a table of groundstate.
+        """
+        worker_state, locks, error = self._worker_state, self._worker_state.handler_locks, done.lock_error
+        reasons = locks.reasons_of_waiting_records(queue) if feed.apart else {}
+        locks.forget_records(queue, set(feed.keys or ()) - {*done.met_locks, *done.let_go} if feed.apart else ())
+        if error is None:
+            return
+        if not (done.done or done.failed or feed.apart):  # records that run apart say nothing about the others
+            stops_all = self._must_stop_all_queues(error)
+            if stops_all or locked_tables.bar_queue_on_table_met_locked(worker_state, queue, error):
+                queue.rows.put_keys_first(done.met_locks)
+                if stops_all:
+                    raise error
+                return
+            queue.postponement.postpone(worker_state.clock.monotonic(), locked_tables.LONGEST_S)
+        others = {} if done.cut else {key: reasons[key] for key in done.let_go if key in reasons}
+        locked_tables.let_records_wait(worker_state, queue, done.met_locks, error, others)
 
     def _wait_if_error_of_queue(self, queue: WorkQueue, error: BaseException) -> bool:
         """Return whether an error concerns only this work queue; if so, let the queue wait. This is so if the condition takes too long or
@@ -245,7 +276,8 @@ class Batches:
         return run_batch.Done(read=late_claim.read, cursor=late_claim.cursor, busy=late_claim.busy, claimed=len(late_claim.records))
 
     def _record_batch_result(self, queue: WorkQueue, done: run_batch.Done, took: float) -> None:
-        queue.postponement.note_success()
+        if done.lock_error is None or done.done or done.failed:
+            queue.postponement.note_success()
         if done.claimed:
             missing_columns.clear_lack(queue)
             queue.rows.adapt_batch_size(

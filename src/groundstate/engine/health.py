@@ -122,6 +122,8 @@ def reasons_not_idle(worker_state: WorkerState, call_turns: CallTurns, waiting: 
     rings = worker_state.incarnation.rings
     if rings.has_waiting_records or rings.slowed_cycle_count:
         found.append("records go round, and are carried out after pauses (`groundstate why` says by which reactions)")
+    if worker_state.handler_locks.has_waiting_records:
+        found.append("handlers wait for locks of other transactions (the log and `groundstate why` say whose)")
     suspect = worker_state.alone
     if suspect is not None:
         found.append(f"{suspect.reaction} on {suspect.record} is carried out alone first, since its worker ended (careful mode)")

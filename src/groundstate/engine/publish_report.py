@@ -7,7 +7,7 @@ No other work waits for a report. A report that cannot be written is written lat
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,7 +15,7 @@ from sqlalchemy import update
 
 from groundstate.engine.call.limiter import ANSWER_LENGTH, Limits, Paused
 from groundstate.engine.call.semaphore import LimitedScope
-from groundstate.engine.rows.worker_report import Failing, Lacks, Pause, Ring, Step, WorkerReport, report_to_json
+from groundstate.engine.rows.worker_report import Failing, HandlerLock, Lacks, Pause, Ring, Step, WorkerReport, report_to_json
 from groundstate.engine.sql.record_cycles import Step as RingStep
 from groundstate.engine.watch.backlog_sharing import BacklogSharing
 from groundstate.engine.watch.worker_state import WorkerState
@@ -24,7 +24,7 @@ from groundstate.store.tables import worker as table
 EACH_S = 1.0  # seconds between two checks for changes of the report
 NAMED_MOST = 100  # the most pauses, and the most cycles, that a report lists; it also says how many there are in all
 STEPS_MOST = 10  # the most steps listed for one cycle
-WHY_LENGTH = 500  # the most characters of a text that says what a reaction lacks
+WHY_LENGTH = 500  # the most characters of a text that says what a reaction lacks, or for which lock it waits
 TROUBLED_AFTER = 4  # after this many failures in a row a reaction is reported as troubled; its backoff is then about 0.8 s
 WAIT = timedelta(milliseconds=100)  # the longest wait for the lock that the write needs
 
@@ -44,6 +44,7 @@ class _ReportContent:
     failing: tuple[tuple[str, float, float], ...] = ()
     troubled: tuple[str, ...] = ()
     lacks: tuple[tuple[str, str], ...] = ()
+    locks: tuple[HandlerLock, ...] = ()
 
 
 class ReportPublisher:
@@ -95,7 +96,18 @@ class ReportPublisher:
                 if queue.postponement.trouble >= TROUBLED_AFTER and not queue.postponement.cannot_be_queried
             ),
             lacks=tuple(sorted((queue.name, lacks) for queue in worker_state.queues if (lacks := queue.postponement.lacks) is not None)),
+            locks=tuple(self._locks_met_by_handlers()),
         )
+
+    def _locks_met_by_handlers(self) -> Iterator[HandlerLock]:
+        locks, shorten = self._worker_state.handler_locks, self._worker_state.incarnation.shorten
+        for queue in self._worker_state.queues:
+            if queue.postponement.barred is not None and locks.tables_met_locked(queue):
+                yield HandlerLock(queue.name, shorten(queue.postponement.barred, WHY_LENGTH))
+            some = list(locks.reasons_of_waiting_records(queue).items())[:NAMED_MOST]
+            for why in dict.fromkeys(why for _, why in some):
+                records = tuple(queue.query.keys.record_text(key) for key, reason in some if reason == why)
+                yield HandlerLock(queue.name, shorten(why, WHY_LENGTH), records)
 
     def _has_drained_for_a_second(self, now: float) -> bool:
         """Return whether the worker was told to stop at least a second ago; a shorter wait for its last calls is not reported."""
@@ -134,6 +146,7 @@ class ReportPublisher:
                 failing=tuple(Failing(name, at(since), at(until)) for name, since, until in seen.failing),
                 troubled=seen.troubled,
                 lacks=tuple(Lacks(name, incarnation.shorten(why, WHY_LENGTH)) for name, why in seen.lacks),
+                locks=seen.locks,
             )
             tx.connection.execute(update(table).where(table.c.id == incarnation.id).values(says=report_to_json(says)))
 

@@ -54,9 +54,9 @@ class Attempt:
     next_at: datetime | None = None
     error: str | None = None
     why: str | None = None
-    outcome: str | None = None  # JSON array of the outcomes that came; None where none came
+    outcome: str | None = None  # JSON array of the outcomes that were received; None if there are none
     blocks: str | None = None
-    together: int = 0  # how many attempts were begun in one commit in careful mode; 0 if not begun in careful mode
+    together: int = 0  # 1 if begun alone in careful mode, otherwise careful mode's limit on attempts in progress; 0 outside of careful mode
     begun_with: str | None = None  # JSON of the latest call's Kind (rules/begun_kind.py); None where the Kind is not known
 
     @property
@@ -67,7 +67,7 @@ class Attempt:
     def is_blocking(self) -> bool:
         """Return whether the attempt keeps reactions from acting on the record: its call is in flight, or may have been made.
 
-        It blocks all other reactions, and its own reaction for other occurrences (rounds of the record).
+        Such an attempt blocks all other reactions. It blocks its own reaction for other occurrences (rounds of the record).
         """
         return self.state is State.BEGUN or self.unsure
 
@@ -127,7 +127,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete says that the attempt is to be deleted; `say` is a line for the log, or None where the deletion needs none."""
+    """Delete says that the attempt is to be deleted; `say` is a line for the log, or None if no line is needed."""
 
     say: str | None = None
 
@@ -345,7 +345,8 @@ def _reason_for_no_second_call(attempt: Attempt, facts: Facts) -> str:
     if facts.expired:
         return "it is too late to call again"
     # LONG_AGO says that nobody knows when the call was made: the database was restored, or a person accepted the row with 'doubt'. Then the
-    # key of the call counts as too old, and `why` holds the reason, unless the end of a worker has overwritten `why`.
+    # key of the call counts as too old, and `why` holds the reason. If the end of a worker has overwritten `why`, the general reason is
+    # returned.
     if attempt.first_at == LONG_AGO and attempt.why is not None and not attempt.why.startswith(poison_suspects.DIED):
         return attempt.why
     return "its key is too old to call again"
@@ -354,7 +355,7 @@ def _reason_for_no_second_call(attempt: Attempt, facts: Facts) -> str:
 def is_key_too_old(attempt: Attempt, terms: Terms, now: datetime) -> bool:
     """Return whether the key is too old for a second call.
 
-    It is too old if the provider may forget it before the latest moment at which a call that is begun now can be carried out.
+    This is so if a call that is begun now could be carried out at a time when the provider may have forgotten the key.
     """
     if terms.policy is None or terms.policy.kept_for is None:
         return False
@@ -441,8 +442,8 @@ def attempt_with_new_call(  # noqa: PLR0913  # each argument is a column that a 
     """Return the attempt with a new call. If an earlier call may have been made, the attempt stays unsure, and keeps the time of its first
     call and the later one of the two deadlines.
 
-    In that case the new call differs from the earlier call at most in its lookup, unless both calls are under InDoubt.repeat():
-    `decide_attempt_in_doubt` begins no other call.
+    In that case the two calls differ at most in their lookups, since `decide_attempt_in_doubt` begins no other second call. If both calls
+    are under InDoubt.repeat(), they may differ in more.
     """
     return replace(
         attempt,
@@ -596,7 +597,9 @@ def apply_settle_outcome_command(attempt: Attempt, terms: Terms, now: datetime) 
 
 
 def hold_remaining_outcomes(attempt: Attempt, remaining: str) -> Keep:
-    """Hold the attempt with the outcomes that remain (JSON), after the handler took one of several. Each proves that the service acted."""
+    """Hold the attempt with the outcomes that remain (JSON), after the handler took one of them. Each outcome proves that the service
+    acted.
+    """
     why = (
         "one of its outcomes was concluded, and these came as well: `retry` gives them to `overtaken`; or undo them outside, then `forget`"
     )

@@ -16,7 +16,8 @@ from typing import Any
 
 AGAIN = "repeat"
 SAME_KEY = "same_key"
-PROMISES_NOTHING = ("lookup", "hold")  # policies that promise nothing of the key: the provider may act twice for one key
+# Policies that promise nothing about the key: the provider may act twice although the key is the same.
+PROMISES_NOTHING = ("lookup", "hold")
 ASKING = ("lookup", "same_key")  # policies under which a call in doubt may be settled by its lookup
 HELD_FOR = "in doubt, and begun by other code"  # first words of the reason why an attempt that another version began is held
 
@@ -71,7 +72,7 @@ def baseline_as_json(conditions: Sequence[str], occurrence: Sequence[str]) -> st
 
 
 def json_suffix_of_baselines(occurrence: Sequence[str]) -> str:
-    """Return the text with which the JSON of every Baseline with these occurrence columns ends, for LIKE in SQL."""
+    """Return the last part of the JSON text of every Baseline with these occurrence columns, for LIKE in SQL."""
     return baseline_as_json((), occurrence).removeprefix('{"conditions":[]')
 
 
@@ -123,7 +124,9 @@ def _parse_json_or_empty(written: str | None) -> dict[str, Any]:
 
 
 def parse_kind(written: str | None) -> Kind:
-    """Return the Kind that a row records. Fields that the row lacks are None; rows of older versions, and of Baselines, lack some."""
+    """Return the Kind that a row records. Fields that the row lacks are None. The rows of older versions lack some fields, and so do the
+    rows of Baselines.
+    """
     fields = _parse_json_or_empty(written)
     get = fields.get
     return Kind(get("service"), get("call"), get("lookup"), get("key"), get("policy"), _occurrence_columns(fields))
@@ -202,8 +205,8 @@ _AND = " and "
 def why_not_settled_here(written: str | None, today: Kind | None, answers_for: Collection[str] = ()) -> str | None:
     """Return why this version must hold an attempt in doubt instead of settling it; None if this version may settle it.
 
-    written: the JSON in the attempt's row. today: the Kind of this version's call. answers_for: names of services whose calls this
-    version's lookup knows, as its author declared, whichever version made them.
+    written: the JSON in the attempt's row. today: the Kind of this version's call. answers_for: names of services; the author declared that
+    this version's lookup knows the calls to these services, whichever version made the calls.
     """
     if today is None or written is None or written == kind_as_json(today):
         return None
@@ -228,7 +231,7 @@ def may_be_settled_by_lookup_only(written: str | None, today: Kind | None) -> bo
     """Return whether an attempt in doubt may be settled only by a lookup, and not by a second call.
 
     This is the case if the attempt's call differs from this version's call. It is also the case if this version's policy is
-    InDoubt.same_key(), and the attempt was begun under a policy that promises nothing of the key (PROMISES_NOTHING). If this version's
+    InDoubt.same_key(), and the attempt was begun under a policy that promises nothing about the key (PROMISES_NOTHING). If this version's
     policy is InDoubt.repeat(), the result is False.
     """
     if today is None or written is None:

@@ -27,7 +27,9 @@ def reason_to_refuse_reaction(spec: ReactionSpec, dialect: Dialect) -> str | Non
 
 
 def reason_to_refuse_expression(expression: Any, dialect: Dialect) -> str | None:
-    """Return why a query with this expression would fail for a value in it, as a text that names the cure; None if none surely fails."""
+    """Return why a query with this expression would fail for a value in it, as a text that names the cure. Return None where no value is
+    surely wrong.
+    """
     for one in look.all_parts(expression):
         if isinstance(one, BindParameter):
             why = _reason_to_refuse_values(one, dialect)

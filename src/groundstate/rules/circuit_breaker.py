@@ -1,9 +1,9 @@
 """Pauses the calls to an external service after failures for several records in a row, and then probes the service with single calls
 (hazard 10, rule 21).
 
-The failures may be caused by the service or by broken records, and their number does not tell which. So probes alternate between a record
-that was not tried yet and a record that was: if the call for an untried record succeeds, the service works. The functions are pure; times
-are arguments, in seconds.
+The failures may be caused by the service or by broken records, and their number does not tell which. So the probes are, in turn, for a
+record that was tried before and for a record that was not. If the call for an untried record succeeds, the service works. The functions are
+pure; times are arguments, in seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Breaker:
     asked: bool = False  # whether the service is probed because it asked for a pause, and not because of failures
     tried_new: bool = False  # whether the last probe was for an untried record; then the next probe may be for any record
     together: int = 0  # limit on calls in flight after a pause, which each answer raises; 0 where no pause limits the calls
-    back_at: float = 0.0  # when the service answered again after the last pause, in seconds
+    back_at: float = 0.0  # time, in seconds, at which the service answered again after the last pause
 
     def record_success(self, now: float, times: int = 1) -> None:
         """Record that the service answered `times` calls.
@@ -103,13 +103,13 @@ class Breaker:
         return min(free, max(together - flying, 0))
 
     def more_allowed_at(self, now: float) -> float | None:
-        """Return the time, in seconds, from which more calls may be begun even if none is answered; None if only an answer allows more."""
+        """Return the time, in seconds, after which more calls may be begun even if none is answered; None if only an answer allows more."""
         if now < self.until:
             return self.until
         return self.back_at + (self._doublings_since_recovery(now) + 1) * DOUBLES_EACH_S if self.together else None
 
     def _doublings_since_recovery(self, now: float) -> int:
-        """Return how often the limit on calls in flight has doubled, because of the time that passed since the service answered again."""
+        """Return how often the limit on calls in flight has doubled in the time since the service answered again."""
         return max(int((now - self.back_at) / DOUBLES_EACH_S), 0)
 
     @property

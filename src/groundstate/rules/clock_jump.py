@@ -14,7 +14,7 @@ def with_times_adjusted(attempt: Attempt, by: timedelta, now: datetime) -> Attem
     """Return the attempt with its times moved as far as the clock jumped, so that each remaining wait stays as long as it was.
 
     The new deadline is never before `now`, since nobody knows whether the clock was right before the jump or after it. `since` and
-    `first_at` never move forward: what looks like a jump forward may be a machine that was paused while another clock ran on.
+    `first_at` never move forward: if the machine was paused while another clock ran on, the clock only seems to have jumped forward.
 
     by: the jump of the clock, negative if the clock was set back.
     """

@@ -1,7 +1,7 @@
-"""Finds the constants, or NULL, that clauses demand of single columns, and checks whether known values meet these demands.
+"""Finds which constants, or NULL, a clause demands of one column, and checks whether known values meet such demands.
 
-A clause that demands anything else yields no demand; `demands_of_clauses` also returns whether every clause yielded a demand. The
-functions are pure.
+A clause of any other kind yields no demand. `demands_of_clauses` also returns whether every clause yielded a demand. The functions are
+pure.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def demands_of_clauses(clauses: Sequence[ColumnElement[bool]], mapper: Mapper[An
 
 
 def as_demand_value(mapper: Mapper[Any], attribute: str, value: Any) -> Any:
-    """Return an attribute's value in the form that a Demand uses: for the name of an enum member, the member; else the value itself."""
+    """Return an attribute's value in the form that a Demand uses. For the name of an enum member this is the member, for anything else the
+    value itself.
+    """
     column = mapper.column_attrs[attribute].columns[0] if attribute in mapper.column_attrs else None
     return value if column is None or value is None or value is OTHER or value is ANY else _as_enum_member(column.type, value)
 

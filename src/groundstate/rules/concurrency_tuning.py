@@ -1,10 +1,10 @@
 """Decides how many workers share one backlog of rows: the number with the highest total throughput.
 
-Too many workers wait for each other in the database, and all together do less than a few would. A worker's own pace does not show that,
-since a slow disk, a distant database or a table with many indexes makes even a single worker wait. So each worker reports how much it did,
-and one worker searches for the best number: it doubles the number while doubling raises the throughput enough, and halves the number while
-halving costs little. This is hill climbing, as in the thread pool of .NET (Hellerstein, Morrison and Eilebrecht, "Optimizing concurrency
-levels in the .NET ThreadPool", 2008). Times are seconds of one monotonic clock. The functions are pure.
+Too many workers wait for each other in the database, and do less together than a few workers would do. The slow pace of one worker does not
+prove that there are too many workers: a slow disk, a distant database or a table with many indexes makes even a single worker slow. So each
+worker reports how much it did, and one worker searches for the best number: it doubles the number while doubling raises the throughput
+enough, and halves the number while halving costs little. This is hill climbing, as in the thread pool of .NET (Hellerstein, Morrison and
+Eilebrecht, "Optimizing concurrency levels in the .NET ThreadPool", 2008). Times are seconds of one monotonic clock. The functions are pure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FEW = 2  # number of workers that first work on a new backlog, and the least num
 GAIN = 1.15  # twice as many workers are kept only if the throughput rises at least by this factor
 KEPT = 0.95  # half as many workers are kept only if at least this share of the throughput remains
 TRIES_AFTER_S, TRIES_MOST_S = 5.0, 60.0  # shortest and longest wait between two trials, in seconds; each failed trial doubles the wait
-WINDOWS = 2  # number of measurements before a trial; the best one is compared with the trial, so that a poor one does no harm
+WINDOWS = 2  # number of measurements before a trial; the best one is compared with the trial, so that one poor measurement does no harm
 ENOUGH_S = 0.4  # seconds of each worker's work that a measurement must cover
 SILENT_S = 2.0  # longest wait for a worker's report, in seconds
 OVER_S = 1.0  # seconds without a report after which a backlog counts as done, unless its batches take longer
@@ -100,7 +100,7 @@ class Gate:
     _done: dict[int, list[Report]] = field(default_factory=dict)  # by incarnation: reports of the admitted workers since they were chosen
     _since: float = 0.0
     _told_at: dict[int, float] = field(default_factory=dict)
-    _over_at: float = float("-inf")  # when the backlog counts as done, in seconds, unless a report comes before
+    _over_at: float = float("-inf")  # time, in seconds, at which the backlog counts as done if no report comes before
     _reactions: set[str] = field(default_factory=set)
     _next_said: float = 0.0
     _open: bool = True  # whether the last decision that was sent admits all workers because there is nothing to measure
@@ -146,8 +146,10 @@ class Gate:
         self.search.forget_measurements()
 
     def _complete_measurement(self, most: int, now: float) -> bool:
-        """If every admitted worker has reported for long enough, or the wait for reports is over, record the measured pace and return True:
-        the admitted workers are to be chosen anew. Return True also if none are admitted. Otherwise return False.
+        """Return whether the admitted workers must be chosen anew. If a measurement is complete, record its pace first.
+
+        They must be chosen anew if no worker is admitted, or if the measurement is complete. It is complete once every admitted worker has
+        reported for long enough, or the wait for reports is over.
 
         The first report of each worker is ignored, since it covers time before the worker was chosen.
         """

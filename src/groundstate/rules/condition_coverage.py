@@ -79,7 +79,9 @@ def _is_implied_by_demands(wide: Any, narrow: Sequence[Any], mapper: Mapper[Any]
 # ---- bounds ------------------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Bound:
-    """A _Bound says that the expression `left` is at least (if `is_least`) or at most `value`; if `is_open`, it is not `value` itself."""
+    """A _Bound says that the expression `left` is at least `value` if `is_least`, and otherwise at most `value`. If `is_open`, the
+    expression does not equal `value`.
+    """
 
     left: Any
     is_least: bool
@@ -105,7 +107,7 @@ def _is_implied_by_bounds(wide: Any, narrow: Sequence[Any]) -> bool:
 def _is_comparison(clause: Any) -> bool:
     """Return whether the clause is a comparison other than `==` and IN.
 
-    Only such a comparison means the same as its bounds: the bounds of `x IN (1, 3)` also allow 2.
+    The bounds of an IN allow more values than the IN itself: the bounds of `x IN (1, 3)` also allow 2.
     """
     return isinstance(clause, BinaryExpression) and clause.operator not in (operators.eq, operators.in_op)
 
@@ -132,5 +134,7 @@ def _bounds_in_clause(clause: Any) -> Iterator[_Bound]:
 
 
 def _is_ordered(value: object) -> bool:
-    """Return whether Python and the database order values of this type in the same way. They do not for texts, which have collations."""
+    """Return whether Python and the database order values of this type in the same way. For texts they may not, since the database uses a
+    collation.
+    """
     return isinstance(value, int | float | Decimal | date) and not isinstance(value, bool)

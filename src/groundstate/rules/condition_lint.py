@@ -46,7 +46,7 @@ _NULL_SAFE = (operators.is_, operators.is_not, operators.is_distinct_from, opera
 def reason_to_refuse_clause(clause: Any, mapper: Mapper[Any], outer: Sequence[Any] = ()) -> str | None:
     """Return why this clause cannot be part of a condition on the mapper's records, as a text that names the cure; None if it can.
 
-    outer: tables that the clause may name beside the mapper's, such as the parent's table in a clause of `every_child`.
+    outer: tables that the clause may name besides the mapper's own table, such as the parent's table in a clause of `every_child`.
     """
     return (
         _reason_not_a_condition(clause)
@@ -57,7 +57,7 @@ def reason_to_refuse_clause(clause: Any, mapper: Mapper[Any], outer: Sequence[An
 
 
 def reason_to_refuse_immediate_clause(clause: Any, mapper: Mapper[Any]) -> str | None:
-    """Return why a clause that is queried only once, now, is wrong, as a text that names the cure; None if nothing is wrong.
+    """Return why this clause is wrong for a query that runs only once, at once. The reason names the cure; it is None if nothing is wrong.
 
     Unlike a clause of a reaction, it may compare a column with the present time, given as a Python value.
     """
@@ -224,9 +224,9 @@ def _names_a_column(right: Any) -> bool:
 
 
 def column_compared_with_clock(clauses: Sequence[ColumnElement[bool]]) -> str | None:
-    """Return the key of a column that the condition compares with the clock, so that the condition can hold again and again.
+    """Return the key of a column that the condition compares with the clock. Such a condition can hold again and again for one record.
 
-    Return None if no column is compared with the clock, or if a clause such as `column IS NULL` can end the recurrence.
+    Return None if no column is compared with the clock, or if a clause such as `column IS NULL` can keep the condition from holding again.
     """
     found: str | None = None
     for clause in clauses:
@@ -241,10 +241,11 @@ def column_compared_with_clock(clauses: Sequence[ColumnElement[bool]]) -> str | 
 def attributes_compared_with_each_other(
     clauses: Sequence[ColumnElement[bool]], mapper: Mapper[Any]
 ) -> tuple[tuple[str, ...], frozenset[str]] | None:
-    """Return a pair (the record's attributes that some clause compares with each other, the attributes that only other clauses name).
+    """Return a pair: the record's attributes that a clause compares with each other, and the attributes that are named only in other
+    clauses.
 
-    Return None where no clause compares two attributes. A clause that compares two, even within an OR or a CASE, can hold again whenever
-    one of the two attributes changes.
+    Return None where no clause compares two attributes. A clause that compares two attributes, even within an OR or a CASE, can hold again
+    whenever one of the two changes.
     """
     by_column = {column: one.key for one in mapper.column_attrs for column in one.columns}
 

@@ -1,8 +1,8 @@
 """Computes the ticks (instants) of a cron expression, whose five fields describe times on the wall clock of a time zone.
 
-The library cronsim parses the fields and iterates over their wall times without a zone. This module decides what becomes of wall times that
-the clock skips or shows twice when it is changed, since no library lets its user choose that (docs/time.md). All comparisons are done in
-UTC, because Python compares two times of one zone by their wall times. The functions are pure.
+The library cronsim parses the fields and iterates over their wall times without a zone. When the clock is changed, it may skip a wall time
+or show it twice. This module decides at which instants such a wall time is a tick, since no library lets its user choose these instants
+(docs/time.md). All comparisons are done in UTC, because Python compares two times of one zone by their wall times. The functions are pure.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Cron:
     """A Cron describes recurring points in time, its ticks, in a time zone: `Cron("0 7 * * MON", "Europe/Berlin")`.
 
     Two wall times that fall on one instant are one tick. Ticks are returned as times of the zone. Compare ticks by `tick.astimezone(UTC)`,
-    and store them in `UtcDateTime` columns: if the clock shows an hour twice, Python treats no time in it as equal to any time of another
-    zone.
+    and store them in `UtcDateTime` columns: if the clock shows an hour twice, Python never treats a time in that hour as equal to a time of
+    another zone.
 
     Args:
         expression: the five fields minute, hour, day of month, month and day of week, with names (JAN, MON), ranges, lists, steps of a
@@ -116,7 +116,7 @@ class Cron:
             at = found - _INSTANT
 
     def first_tick_after(self, mark: datetime) -> datetime:
-        """Return the first tick later than the time `mark`, as `next` does. Schedules call this method, which a Period has too."""
+        """Return the first tick later than the time `mark`, as `next` does. Schedules call this method, and a Period has it too."""
         return self.next(mark)
 
     def ticks_between_latest_first(self, mark: datetime, now: datetime) -> Iterator[datetime]:
@@ -182,7 +182,7 @@ def _as_utc(moment: datetime) -> datetime:
 
 
 def _add_within_calendar(moment: datetime, by: timedelta) -> datetime:
-    """Return `moment` plus `by`; where that is beyond the calendar, return its first or its last moment instead."""
+    """Return `moment` plus `by`; if the result is beyond the calendar, return the calendar's first or last moment instead."""
     try:
         return moment + by
     except OverflowError:

@@ -1,6 +1,7 @@
 """Finds an hour in which a cron has no ticks though it otherwise ticks at least hourly.
 
-This happens where the clock shows an hour twice, and the cron has ticks only in the first or only in the second. The functions are pure.
+This happens where the clock shows an hour twice, and the cron has ticks only in the first or only in the second of the two hours. The
+functions are pure.
 """
 
 from __future__ import annotations

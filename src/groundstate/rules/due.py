@@ -67,7 +67,7 @@ class DueSpec:
 
     def is_expired(self, due: datetime, now: datetime) -> bool:
         """Return whether it is too late, at the time `now`, to act on a record with this due time."""
-        return self.valid_for is not None and now - due >= self.valid_for  # due + valid_for may be after the year 9999
+        return self.valid_for is not None and now - due >= self.valid_for  # subtracted, since due + valid_for may be after the year 9999
 
 
 def after(column: Any, delta: timedelta = timedelta(), *, valid_for: timedelta | None = None) -> Due:

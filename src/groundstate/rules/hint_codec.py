@@ -1,4 +1,4 @@
-"""Encodes and decodes hints: messages between processes that say which reactions to check, and about how many rows were written.
+"""Encodes and decodes hints: messages between processes that say which reactions to check, and roughly how many rows were written.
 
 A hint contains no data of a row, except the row's key if the app declares `keys=True`. Received bytes are not trusted: a message that is
 no hint is ignored, and a hint can cause no more than a query (hazard 52). The functions are pure.
@@ -32,7 +32,7 @@ class Hint:
     Attributes:
         sender: identifies the sending process, so that the process ignores its own hints.
         reactions: the names of the reactions to check.
-        rows: about how many rows were written; 0 where they were not counted.
+        rows: roughly how many rows were written; 0 where they were not counted.
         dice: a random number, from which all receivers compute which workers check.
         in_hand: whether the sender does the work itself; the hint is then only for processes that wait for the result.
         waits: whether the sender waits for the result of other workers' work, and wants hints about it for a while.

@@ -1,4 +1,4 @@
-"""Declares that a reaction acts on the records with equal values in a column one at a time, and in which order. It runs no query."""
+"""Declares that a reaction acts on records in order: one at a time on the records with equal values in a column. It runs no query."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class InOrder:
         order: the column that orders the records of a queue, such as `Message.number`; equal values are ordered by the primary key. If
             `order` is given, a record waits for every earlier record, even if the earlier record has failed, is in doubt or is held. If
             `order` is not given, a failed record stops no other record.
-        past_held: whether a held record lets the records behind it pass, provided that its call was certainly not made.
+        past_held: whether the records behind a held record need not wait for it. They still wait if the call of the held record may have
+        been made.
     """
 
     by: SQLCoreOperations[Any]

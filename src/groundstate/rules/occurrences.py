@@ -19,14 +19,16 @@ def occurrence_text(spec: ReactionSpec, values: Sequence[object]) -> str:
 
 
 def can_hold_empty_text(kind: Any) -> bool:
-    """Return whether a column of this type can hold an empty text or bytes, which the occurrence's text must tell from NULL."""
+    """Return whether a column of this type can hold an empty text or empty bytes. The occurrence's text must tell such an empty value from
+    NULL.
+    """
     return python_type(kind) in (str, bytes)
 
 
 def has_canonical_text(kind: Any) -> bool:
     """Return whether each value of a column of this type has exactly one text. A list, a range or JSON can have several texts."""
     while not isinstance(kind, JSON | ARRAY | PickleType):
-        if kind.__visit_name__ == "HSTORE" or kind.__visit_name__.endswith("RANGE"):  # found by name, to import no dialect
+        if kind.__visit_name__ == "HSTORE" or kind.__visit_name__.endswith("RANGE"):  # compared by name, so that no dialect is imported
             return False
         if not isinstance(kind, TypeDecorator):
             return True

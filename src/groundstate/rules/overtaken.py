@@ -20,7 +20,7 @@ WORDS: tuple[str, ...] = get_args(WhenOvertaken)
 class FalseClause:
     """A FalseClause describes a clause that no longer holds.
 
-    columns: the record's columns that the clause names. own_columns_only: whether the clause reads no other columns.
+    columns: the record's columns that the clause names. own_columns_only: whether the clause reads only columns of the record.
     """
 
     columns: Collection[str]

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 # Careful mode starts after two unclean ends of workers within this time. It stops after this time without another unclean end.
 STRETCH = timedelta(minutes=10)
 UNCLEAN_ENDS = 2  # number of unclean ends of workers within STRETCH that start careful mode
-TOGETHER = 64  # number of records that may be in progress at once in careful mode, so that few are suspected after the next end
+TOGETHER = 64  # number of records that may be in progress at once in careful mode, so that few are suspected after the next unclean end
 DIED = "its worker ended while it was carried out"
 _LIVES = re.compile(r"\(workers ([0-9a-f]+(?:, [0-9a-f]+)*)\)$")
 _TOLD_MOST = 8  # how many ended workers the `why` of an attempt names; older ones are left out

@@ -84,7 +84,7 @@ class Retry:
         give_up_after: the time after the first try from which on no further try is made; None for no limit.
 
     Raises:
-        DeclarationError: `times` is less than 1, or a duration is no timedelta or not more than zero.
+        DeclarationError: `times` is less than 1, or a duration is no timedelta, is zero or is negative.
     """
 
     times: int | None = 10

@@ -51,10 +51,11 @@ def next_lookup_at(  # noqa: PLR0913  # many arguments, since a pure function re
     *,
     absent_to: datetime | None = None,
 ) -> datetime:
-    """Return when a lookup is asked again. The wait grows with the time since `since`, but ends once the answer Absent can be believed.
+    """Return when a lookup is asked again. The wait grows with the time since `since`, but lasts at most until the answer Absent can be
+    believed.
 
-    absent_to: when the lookup was last asked, if it answered Absent; else None. If this answer came too early to be believed, but an
-    answer to a lookup asked now can be believed, the lookup is asked again at once. dice: a random number in [0, 1).
+    absent_to: when the lookup was last asked, if it answered Absent; else None. If that answer came too early to be believed, and it is no
+    longer too early, the lookup is asked again at once. dice: a random number in [0, 1).
     """
     if absent_to is not None and absent_to <= deadline + settle_after < now:
         return now

@@ -24,7 +24,7 @@ from groundstate.rules.overtaken import WhenOvertaken
 from groundstate.rules.policy import InDoubt, Retry
 from groundstate.rules.rate import Rate
 
-UNNAMED = "_"  # a lookup function of this name counts as one without a name
+UNNAMED = "_"  # the name of a lookup function that counts as unnamed
 
 
 class BlockingArguments(TypedDict):

@@ -19,11 +19,11 @@ _READS = frozenset({
     "DECLARE", "FETCH", "MOVE", "CLOSE", "DEALLOCATE", "LISTEN", "UNLISTEN", "NOTIFY", "LOAD", "ATTACH", "DETACH",
 })  # fmt: skip
 
-# The keywords that begin a write within another statement, each with the words of which one must follow the keyword; None if any name may
-# follow. Where none of these words follows, the keyword is a name or a function, or part of FOR UPDATE.
+# The keywords that begin a write within another statement. A keyword begins a write only if one of its words follows; None means that any
+# name may follow. Otherwise the keyword is a name or a function, or part of FOR UPDATE.
 _AFTER_WRITE = {"INSERT": {"INTO", "OR"}, "REPLACE": {"INTO"}, "DELETE": {"FROM"}, "UPDATE": None, "MERGE": None}
 
-# PostgreSQL's own functions that write, without nextval, since an extra call of nextval only leaves a gap in a sequence.
+# PostgreSQL's own functions that write. The function nextval is left out, since an extra call of it only leaves a gap in a sequence.
 _WRITING_FUNCTIONS = frozenset({
     "SETVAL", "LO_CREAT", "LO_CREATE", "LO_FROM_BYTEA", "LO_IMPORT", "LO_PUT", "LO_TRUNCATE", "LO_TRUNCATE64", "LO_UNLINK", "LOWRITE",
     "DBLINK_EXEC", "PG_LOGICAL_EMIT_MESSAGE", "PG_LOGICAL_SLOT_GET_CHANGES", "PG_LOGICAL_SLOT_GET_BINARY_CHANGES",
@@ -38,8 +38,9 @@ _CARRYING_OUT = {
     "DBLINK": -1, "DBLINK_SEND_QUERY": -1, "QUERY_TO_XML": 0, "QUERY_TO_XMLSCHEMA": 0, "QUERY_TO_XML_AND_XMLSCHEMA": 0,
 }  # fmt: skip
 
-# PRAGMAs of SQLite that write to the file: those of the first set always, those of the second set if a value is given. PRAGMAs that choose
-# how the file is written, such as journal_mode, are in neither set, since they leave rows and schema as they are.
+# PRAGMAs of SQLite that write to the file. The PRAGMAs in the first set always write, and the PRAGMAs in the second set write if a value is
+# given. PRAGMAs that choose how the file is written, such as journal_mode, are in neither set, since they leave rows and schema as they
+# are.
 _WRITING_PRAGMAS = frozenset({"INCREMENTAL_VACUUM", "OPTIMIZE"})
 _SETTING_PRAGMAS = frozenset({
     "APPLICATION_ID", "AUTO_VACUUM", "DEFAULT_CACHE_SIZE", "ENCODING", "HEXREKEY", "PAGE_SIZE", "REKEY", "SCHEMA_VERSION", "USER_VERSION",

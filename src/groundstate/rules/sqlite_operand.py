@@ -45,7 +45,7 @@ _ARITHMETIC = (operators.add, operators.sub, operators.mul, operators.truediv, o
 _SIGNS = frozenset("+-*/%")
 SUMS = frozenset({"sum", "avg", "total"})
 TEXTS_OF_TIME = frozenset({"date", "time", "datetime", "strftime"})
-TIMES_AS_TEXT = TEXTS_OF_TIME - {"strftime"}  # without strftime, which may give the digits of a number, such as seconds
+TIMES_AS_TEXT = TEXTS_OF_TIME - {"strftime"}  # strftime is left out, since it may return the digits of a number, such as seconds
 CLOCKS = frozenset({"now", "current_timestamp", "datetime"})
 _NOT_NUMBERS = CLOCKS | TIMES_AS_TEXT | {"current_date", "current_time"}  # functions that return a text which is never a number
 _DIGITS = re.compile(r"(?:%[YmdHMSsjJwuWUVGfkl]|[0-9.])+")  # matches a format with which strftime returns only digits and dots
@@ -127,7 +127,7 @@ def arithmetic_operands(one: Any) -> list[Any]:
 
 
 def storage_type(side: Any, dialect: Dialect) -> Any:
-    """Return the SQLAlchemy type as which the database stores the value of this side; None if the side has no type."""
+    """Return the SQLAlchemy type with which the database stores the value of this side; None if the side has no type."""
     kind = getattr(unwrap_expression(side), "type", None)
     return None if kind is None else underlying_type(kind, dialect)
 
@@ -197,7 +197,7 @@ def is_boolean(side: Any) -> bool:
 
 
 def is_text(side: Any, dialect: Dialect) -> bool:
-    """Return whether the side is certainly a text. The text as which SQLite stores a time does not count."""
+    """Return whether the side is certainly a text. A time does not count as a text, although SQLite stores it as one."""
     if isinstance(side, Column | Cast):
         return isinstance(storage_type(side, dialect), String) and is_bound_without_sql(side, dialect)
     if isinstance(side, BinaryExpression):
@@ -236,7 +236,8 @@ def is_time(side: Any, dialect: Dialect) -> bool:
     elif not isinstance(side, Column):
         return False
     kind = storage_type(side, dialect)
-    # If the storage_format of the type consists of digits, the column counts as text, so that SQLite reads a compared number as text too.
+    # If the storage_format of the type consists of digits, SQLAlchemy makes the column a text column, and SQLite then reads a compared
+    # number as text. Such a column does not count.
     return isinstance(kind, TIMES) and getattr(kind, "format_is_text_affinity", True) and is_bound_without_sql(side, dialect)
 
 

@@ -153,8 +153,8 @@ def _is_wrong_for_day_and_time(operator: Any, number: int, *, left_is_day: bool)
 def check_time_with_text(one: Any, dialect: Dialect) -> str | None:
     """Return why comparing a time with a text goes wrong; None where it does not.
 
-    It goes right if the text has the format in which the column stores times. For < and the like, the first characters of such a text are
-    enough.
+    It goes right if the text has the format in which the column stores times. For an operator such as <, the given text may also be only
+    the beginning of such a text.
     """
     for left, right in compared_sides(one):
         if not isinstance(left, Column) or not is_time(left, dialect):
@@ -242,7 +242,7 @@ def check_time_in_other_zone(one: Any, _dialect: Dialect) -> str | None:
     The column stores UTC, and the other type stores the time without converting it to UTC.
     """
     for left, right in compared_sides(one):
-        if not hasattr(left.type, "reason_to_refuse"):  # the type is not UtcDateTime, which alone has this method
+        if not hasattr(left.type, "reason_to_refuse"):  # skip every type other than UtcDateTime: only UtcDateTime has this method
             continue
         given = [part for side in alternatives(right) for part in (side.clauses if function_name(side) in _OF_TIME else [side])]
         for part in given:

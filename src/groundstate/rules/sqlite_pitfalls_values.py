@@ -152,8 +152,8 @@ def check_cast_to_text(one: Any, dialect: Dialect) -> str | None:
 
 
 def check_value_fits_type(one: Any, dialect: Dialect) -> str | None:
-    """Return why a clause cannot be queried: it compares with a value that the column's type refuses, so the query would fail on every
-    database. None if the type takes all values.
+    """Return why the query of a clause would fail on every database: the clause compares a column with a value that the column's type
+    refuses. Return None if the type accepts all values.
     """
     for _, right in compared_sides(one):
         for bound in alternatives(right):

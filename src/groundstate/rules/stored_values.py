@@ -10,7 +10,7 @@ from sqlalchemy.sql.sqltypes import DateTime
 from sqlalchemy.types import TypeDecorator
 
 SAMPLE = datetime(2001, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)  # an example of a time, which `stored_sample_time` converts
-WRITTEN = "2001-02-03 04:05:06"  # first characters with which a column on SQLite must store SAMPLE, so that its texts sort as times
+WRITTEN = "2001-02-03 04:05:06"  # how the text of SAMPLE on SQLite must begin, so that the column's texts sort in the order of their times
 
 
 def stored_sample_time(kind: Any, dialect: Dialect) -> object:

@@ -1,5 +1,5 @@
-"""Keeps witness files outside of the database: for each worker incarnation (a worker from its start to its end) a file of 16 bytes with
-the number of calls that the worker has begun.
+"""Keeps witness files outside of the database: for each worker incarnation (a worker from taking its lock to losing it) a file of 16 bytes
+with the number of calls that the worker has begun.
 
 If the database has a lower number, a backup of the database was restored; other modules compare the numbers. Nothing here calls fsync.
 """

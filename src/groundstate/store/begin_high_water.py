@@ -1,7 +1,8 @@
 """Keeps the highest count of begun calls of an SQLite store (a database), in a file outside of the database's folder.
 
 Restoring a snapshot of that folder sets back the database and its witness file together, but not this file. If the count in the database is
-lower than here, a snapshot was restored; other modules compare the counts. A clean shutdown keeps the file. Nothing here calls fsync.
+lower than the count in this file, a snapshot was restored; other modules compare the counts. A clean shutdown keeps the file. Nothing here
+calls fsync.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from groundstate.values.errors import StoreRefusedError
 _log = logging.getLogger("groundstate.store")
 _SHAPE = struct.Struct("<q8s")  # content of a file: the count, and 8 bytes of a digest, so that other content is not taken for a count
 _SUFFIX = ".begins"
-# The longest wait for the lock of a file, in seconds. If the lock is not free by then, this count is not written; a later one still can be.
+# The longest wait for the lock of a file, in seconds. If the lock is not free by then, this count is not written; a later count can still
+# be written.
 LOCK_WAITS_S = 0.02
 FILES_MOST = 1000  # number of files in the folder at which old files of deleted databases are removed
 FILES_LEFT = 500  # number of newest files that are never removed
@@ -48,8 +50,9 @@ def state_folder(environment: Mapping[str, str] = os.environ, platform: str = sy
 class HighWaterFile:
     """A HighWaterFile keeps the highest count of begun calls for one database path.
 
-    It keeps one file in `folder` for each store id (an id within the database) that the database at this path ever had. folder: created if
-    it is missing; if None, nothing is kept, which is logged once. database: the path of the database, with links resolved.
+    Each database contains a store id. For each store id that was ever found in the database at this path, there is one file in `folder`.
+    folder: created if it is missing; if None, nothing is kept, which is logged once. database: the path of the database, with links
+    resolved.
     """
 
     def __init__(self, folder: Path | None, database: str, *, mountinfo: Path = MOUNTINFO) -> None:

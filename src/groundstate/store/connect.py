@@ -50,7 +50,7 @@ _POSTGRES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 }
 # How to make a connection: a pair (arguments, function to call with them). If the function is None, call psycopg's `connect`.
 ConnectBy = tuple[dict[str, Any], Callable[..., Any] | None]
-_SQLITE_REFUSED = {  # by refused parameter of an SQLite `file:` URI: the reason why groundstate refuses it
+_SQLITE_REFUSED = {  # parameters of an SQLite `file:` URI that groundstate refuses, each with the reason
     "immutable": "takes the file for one that nobody writes",
     "nolock": "turns locks off",
     "vfs": "may lock in another way than other processes do",
@@ -108,7 +108,9 @@ def resolve_settings(
 
 
 def sqlite_dialect_of(database: object) -> Dialect | None:
-    """Return SQLAlchemy's SQLite dialect if `database` is the URL or engine of an SQLite database; else None, also for a function."""
+    """Return SQLAlchemy's SQLite dialect if `database` is the URL or engine of an SQLite database. Return None for anything else, such as a
+    function.
+    """
     url = _url_or_none(database)
     return _make_dialect("sqlite") if url is not None and url.drivername in _SQLITE else None
 

@@ -50,7 +50,9 @@ class InitialState:
                 )
 
     def changed_settings(self) -> list[str]:
-        """Return the settings that changed since this state was recorded, each as 'SET name'; only settings that the server reports."""
+        """Return the settings that changed since this state was recorded, each as 'SET name'. Only settings that the server reports are
+        found.
+        """
         if not self.reported or self.driver.closed:
             return []
         status = self.driver.pgconn.parameter_status

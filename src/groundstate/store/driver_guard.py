@@ -1,7 +1,8 @@
 """Guards the driver's connections: while a handler runs in a transaction of groundstate, they refuse every statement that would end the
 transaction.
 
-SQLAlchemy's connections are guarded elsewhere, but user code can take the driver's connection out of SQLAlchemy's, and use it directly.
+SQLAlchemy's connections are guarded elsewhere, but user code can take the driver's connection out of an SQLAlchemy connection, and use it
+directly.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def make_idle_check(driver: Any) -> Callable[[], bool]:
 
 
 def make_failed_check(driver: Any) -> Callable[[], bool]:
-    """Return a function that returns, without a query, whether PostgreSQL refuses further statements since one failed; False on SQLite."""
+    """Return a function that returns, without a query, whether PostgreSQL refuses further statements because a statement failed. On SQLite
+    the function always returns False.
+    """
     if isinstance(driver, sqlite3.Connection):
         return lambda: False
     of_libpq = driver.pgconn
@@ -66,12 +69,14 @@ def make_failed_check(driver: Any) -> Callable[[], bool]:
 
 
 def allow_closing_when_invalidated(engine: Engine) -> None:
-    """Let SQLAlchemy close an invalidated connection of this engine even while a handler runs on it, which the guard would refuse."""
+    """Let SQLAlchemy close an invalidated connection of this engine even while a handler runs on it. Otherwise the guard would refuse to
+    close it.
+    """
     event.listen(engine, "invalidate", lambda _connection, record, _error: record.info.pop(KEPT_OPEN, None))
 
 
 def close_despite_guard(connection: Any) -> None:
-    """Close a driver's connection even while a handler runs on it, as happens if the process ends."""
+    """Close a driver's connection even while a handler runs on it. The simulated end of a process needs this."""
     connection.info_of_pool = {}
     connection.close()
 

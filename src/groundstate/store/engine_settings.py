@@ -156,7 +156,7 @@ def has_connect_listener(dialect: Dialect) -> bool:
 # ---- what cannot be taken over -----------------------------------------------------------------------------------------------------
 def _refuse_schema_translations(dialect: Dialect, schemas: Mapping[str | None, str | None], shown: str) -> None:
     for name, schema in schemas.items():
-        if name not in (None, "_none", schema):  # SQLAlchemy adds the key '_none' for None to a map once the map was used
+        if name not in (None, "_none", schema):  # when a map is used, SQLAlchemy adds the key '_none' to it, which stands for None
             message = (
                 f"{shown}: schema_translate_map puts {schema!r} in the place of {name!r}, and groundstate asks for tables by the schema"
                 " that they are declared with: declare them without one, and translate None"

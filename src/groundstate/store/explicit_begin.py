@@ -66,7 +66,7 @@ def begin_transaction(engine: Engine, manner: TransactionMode) -> Iterator[Conne
         if spoilt:
             connection_reset.log_discarded_connection(error)
         if begun.is_active:
-            with suppress(Exception):  # the error of the block is raised, and not one of this ROLLBACK
+            with suppress(Exception):  # the error of the block is raised, and not an error of this ROLLBACK
                 begun.rollback()
         raise
     finally:

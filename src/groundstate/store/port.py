@@ -129,7 +129,8 @@ class Database(Protocol):
     def identity(self) -> str | None:
         """Return a text that changes when the database is restored from a backup (hazard 46).
 
-        Return None if groundstate's tables are missing, and on SQLite, where the caller makes a random text and stores it instead.
+        Return None if groundstate's tables are missing. On SQLite the result is always None: there the caller makes a random text, and
+        stores it.
         """
 
     def missing_file(self) -> str | None:
@@ -143,7 +144,8 @@ class Database(Protocol):
 
 
 class Liveness(Protocol):
-    """A Liveness takes the lock of a worker incarnation (a worker from its start to its end), which ends with the worker's process.
+    """A Liveness takes the lock of a worker incarnation (a worker from taking its lock to losing it). The lock ends with the worker's
+    process.
 
     Each incarnation has its lock on a separate connection or file. One object serves one incarnation at a time. In a forked child its
     methods raise, and the child must not keep the lock alive. server, server_start: texts that identify the server with the lock, as the
@@ -160,10 +162,10 @@ class Liveness(Protocol):
         """
 
     def has_lock(self, *, ask: bool = False) -> bool:
-        """Return whether this incarnation certainly still holds its lock, and so each lock that `try_to_adopt` took.
+        """Return whether this incarnation certainly still holds its own lock, and therefore also the locks that `try_to_adopt` took.
 
-        It is cheap, and is called each second. ask: whether to query the server, since the news that the lock was lost may still be on its
-        way.
+        It is cheap, and is called each second. ask: whether to query the server. Without a query, a loss of the lock may be noticed only
+        later.
         """
 
     def try_to_adopt(self, worker: int) -> AbstractContextManager[bool]:

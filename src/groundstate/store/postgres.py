@@ -42,9 +42,10 @@ if TYPE_CHECKING:
     from groundstate.store.port import StoreSettings
 
 WAIT = timedelta(seconds=5)  # how long a statement waits for a lock, unless the caller gives another time
-# How long a statement may take. If a caller lets it wait for a lock longer than WAIT, the limit grows by the difference.
+# How long a statement may take. If a caller lets a statement wait for a lock longer than WAIT, the limit grows by the difference.
 STATEMENT = timedelta(seconds=30)
-# The longest pause between two statements of a transaction. After it the server ends the session, so that a stopped process frees its rows.
+# The longest pause between two statements of a transaction. After such a pause the server ends the session, so that a stopped process frees
+# its rows.
 IDLE = timedelta(minutes=5)
 OLDEST = 140000  # server_version_num of the oldest supported version
 WITH_TRANSACTION_TIMEOUT = 170000  # server_version_num of the first version with the setting transaction_timeout
@@ -85,9 +86,11 @@ _OF_CALLS = ("groundstate-calls", "groundstate-sync-call", "groundstate-sync-cli
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Return False for psycopg's log line about an error that it ignored on one of groundstate's threads; True for any other line.
+    """Return False for psycopg's log line about an error that it ignored on one of groundstate's own threads. Return True for any other
+    line.
 
-    The error was raised on that thread before. On threads that run the user's calls the line is kept.
+    The line is not needed, since an error was raised on that thread before. Threads that run the user's calls do not count as groundstate's
+    own: their lines are kept.
     """
     return not (
         str(record.msg).startswith("error ignored")
@@ -146,7 +149,7 @@ class PostgresDatabase:
         abandon_in_child(self)
 
     def connect(self) -> None:
-        """Connect, and check the server's version, and that a COMMIT returns only once it is on disk. A second call does nothing.
+        """Connect. Check the server's version, and check that COMMIT returns only after the commit is on disk. A second call does nothing.
 
         Raises:
             StoreRefusedError: the server is unsuitable; the message says why, and names the cure.
@@ -177,7 +180,9 @@ class PostgresDatabase:
 
     @property
     def uptime_s(self) -> ColumnElement[float]:
-        """Return SQL for the seconds since this server started or recovered from a crash. The promotion of a standby is no start."""
+        """Return SQL for the seconds since this server started or recovered from a crash. The promotion of a standby does not count as a
+        start.
+        """
         return literal_column(UP_S, type_=Float())
 
     @contextmanager
@@ -221,7 +226,7 @@ class PostgresDatabase:
         """Limit the block to `seconds` seconds: after that time a running statement is cancelled, and raises OperationalError (SQLSTATE
         57014).
 
-        Each request to cancel is sent in a thread, since it waits for the server.
+        A request to cancel waits for the server, so it is sent in a thread.
         """
         driver: Any = connection.connection.driver_connection
         return time_limited(seconds, lambda: threading.Thread(target=_cancel_statement, args=(driver,), daemon=True).start())
@@ -252,7 +257,7 @@ class PostgresDatabase:
         return psycopg.connect(**{**self.engine.dialect.create_connect_args(url)[1], **arguments}, autocommit=True)
 
     def has_someone_written(self) -> bool:
-        """Return True always, since PostgreSQL does not tell cheaply whether others wrote."""
+        """Return True always, since PostgreSQL has no cheap way to tell whether others wrote."""
         return True
 
     def identity(self) -> str | None:
@@ -335,7 +340,8 @@ def _additional_settings(found: Any, failover: str) -> str:
     durable = found.durable == "off" or (failover == "lossless" and found.durable in {"local", "remote_write"})
     wanted = {
         "synchronous_commit = on": durable,
-        "transaction_timeout = 0": found.version >= WITH_TRANSACTION_TIMEOUT,  # 0 for no limit: statements and pauses are limited singly
+        # 0 for no limit: each statement and each pause has its own limit.
+        "transaction_timeout = 0": found.version >= WITH_TRANSACTION_TIMEOUT,
         "DateStyle = 'ISO'": not found.dates.startswith("ISO"),  # psycopg can parse only ISO dates
         "IntervalStyle = 'postgres'": found.intervals != "postgres",
     }

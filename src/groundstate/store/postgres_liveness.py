@@ -1,7 +1,7 @@
 """Shows which workers are alive on PostgreSQL, by session-level advisory locks on a separate connection.
 
-The server frees the locks when it notices that the client is gone. It does not notice that during a query, so the connection is used for
-nothing else. Nothing here reads or writes a table, or waits for a lock.
+The server frees the locks when it notices that the client is gone. While the server runs a query, it does not notice this, so the
+connection is used for nothing else. Nothing here reads or writes a table, or waits for a lock.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ with suppress(ImportError):  # without psycopg, `open_store` raises an error tha
     import psycopg
 
 _CLIENT = {**keepalive.CLIENT, "connect_timeout": 10, "application_name": "groundstate worker", "client_encoding": "utf8"}
-# SQL for the start time of the server, as a text. It tells the server from another one with equal data, and from itself before a restart.
+# SQL for the start time of the server, as a text. A restart changes the text, and another server has another text even if its data are
+# equal.
 STARTED = "extract(epoch from pg_postmaster_start_time())::text"
-# SQL for the time since when the server counts statistics, which every role may read. The crash of a backend changes this time: such a
-# crash ends all sessions and frees every lock, but does not change the server's start time. (If a person resets the statistics, that does
-# no harm: a worker only waits longer before it takes over the attempts of a dead one.)
+# SQL for the time of the last reset of the server's statistics, which every role may read. The crash of a backend also changes this time.
+# Such a crash ends all sessions and frees every lock, but does not change the server's start time. (It does no harm if a person resets the
+# statistics: a worker only waits longer before it takes over the attempts of a dead worker.)
 _RECOVERED = "(SELECT extract(epoch from stats_reset)::text FROM pg_stat_bgwriter)"
 _TIMELINE = "CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END"
 INCARNATION = f"json_build_object('started', {STARTED}, 'recovered', {_RECOVERED}, 'timeline', {_TIMELINE})::text"
@@ -39,7 +40,7 @@ UP_S = """
     extract(epoch from clock_timestamp() - greatest(pg_postmaster_start_time(), (SELECT stats_reset FROM pg_stat_bgwriter)))::float8
 """
 ANSWER_S = 10.0  # longest wait for an answer, in seconds; it is ample, since these statements only read the server's memory
-ASK_S = 30.0  # how long, in seconds, an open connection counts as having the lock before a query checks it again
+ASK_S = 30.0  # seconds for which an open connection counts as proof of the lock; then a query checks the lock again
 _LOCKS = """
     FROM (SELECT (classid::bigint << 32) | objid::bigint AS life, pid FROM pg_locks
           WHERE locktype = 'advisory' AND objsubid = 1 AND granted
@@ -48,7 +49,7 @@ _LOCKS = """
 _HELD = "SELECT count(*) = 1" + _LOCKS + "WHERE life = %s AND pid = pg_backend_pid()"
 _TAKEN = "SELECT pg_is_in_recovery(), ARRAY(SELECT life" + _LOCKS + "WHERE life = ANY(%s))"
 
-# The LIMIT stops the search in each group once enough numbers are locked, so that no number is locked without being returned.
+# The LIMIT stops the search in each group once enough numbers are locked, so that every locked number is returned.
 _TAKE = """
     SELECT got.number FROM unnest(%s::int[], %s::int[], %s::int[]) AS groups(most, first, last)
     CROSS JOIN LATERAL (
@@ -121,11 +122,12 @@ class SessionLiveness:
         self._asked_at = self._clock.monotonic()
 
     def has_lock(self, *, ask: bool = False) -> bool:
-        """Return whether the connection is open and so has the lock. Once the result is False, it stays False until `take_lock`.
+        """Return whether the connection is open, so that this worker has its lock. Once the result is False, it stays False until
+        `take_lock`.
 
         Every ASK_S seconds, and with `ask`, a query also checks that this session has the lock, and not another session of a pooler.
-        Even without a query, the result becomes False if the session ends, since the server reports that, and if the server vanishes,
-        since keepalive then breaks the connection (hazard 32).
+        Without a query the result also becomes False if the session ends or the server vanishes: the server reports the end of a session,
+        and keepalive breaks the connection to a server that vanished (hazard 32).
         """
         refuse_use_in_child(self._pid)
         worker, connection = self._incarnation, self._connection
@@ -142,7 +144,7 @@ class SessionLiveness:
     def try_to_adopt(self, worker: int) -> Iterator[bool]:
         """Try to take the lock of another worker incarnation while the block runs, and yield whether it was free (that worker is dead).
 
-        Yield False if this worker has lost its own lock, if `worker` is this worker, or if its lock is taken here already.
+        Yield False if this worker has lost its own lock, if `worker` is this worker, or if this session holds the lock of `worker` already.
         """
         refuse_use_in_child(self._pid)
         ours = self._connection
@@ -232,8 +234,8 @@ class SessionLiveness:
         return connection
 
     def _set_keepalive(self, connection: psycopg.Connection[Any]) -> None:
-        """Set the server's keepalive settings for the session. Call it only once it is proved that no pooler gives the session to others,
-        since the other clients of a pooler would get the changed session.
+        """Set the server's keepalive settings for the session. Call it only after it is proved that no pooler shares the session: other
+        clients of the pooler would get the changed settings.
         """
         for name, value in keepalive.SERVER.items():
             with suppress(psycopg.DatabaseError):
@@ -257,12 +259,12 @@ class SessionLiveness:
         The second session is in a transaction, so that a pooler cannot use it for the query on the first connection.
         """
         with self._new_connection() as second, _limit_answer_time(second), second.transaction():
-            # If a pooler has only this one server session, the query on `connection` below would wait for it for ever. The timeout makes
-            # the server end this session after 5 seconds, so that the pooler can serve that query.
+            # If a pooler has only this one server session, the query on `connection` below has to wait until this session is free. The
+            # timeout makes the server end this session after 5 seconds, so that the pooler can carry out the query.
             second.execute("SET LOCAL idle_in_transaction_session_timeout = 5000")
             if connection.execute(_HELD, (worker,)).fetchone() != (True,):
                 with suppress(psycopg.Error):
-                    # The second connection usually leads to the session that has the lock.
+                    # A pooler usually gives the second connection the session that has the lock.
                     second.execute("SELECT pg_advisory_unlock(%s)", (worker,))
                 raise StoreRefusedError(_POOLER)
             if second.execute("SELECT pg_try_advisory_lock(%s)", (worker,)).fetchone() == (True,):

@@ -1,8 +1,8 @@
-"""Releases each savepoint that was rolled back to, so that the rest of its transaction does not run inside it.
+"""Releases a savepoint after ROLLBACK TO SAVEPOINT, so that the transaction's later statements do not run inside the savepoint.
 
-SQLAlchemy ends a nested transaction that failed with ROLLBACK TO SAVEPOINT, and never releases the savepoint. PostgreSQL goes on inside of
-it: the rows that are written from then on have the savepoint's number as their `xmin`, and not the transaction's. A row with the column
-`wrote` would look as if something else had written it (wrote_column.py).
+When a nested transaction fails, SQLAlchemy sends ROLLBACK TO SAVEPOINT, and never releases the savepoint. PostgreSQL then runs the
+later statements inside the savepoint. The rows that they write get the savepoint's number as their `xmin`, instead of the transaction's
+number. Rows with the column `wrote` would then look as if something other than groundstate had written them (wrote_column.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ _ROLLED_BACK = "groundstate_rolled_back_to"  # in a Connection's __dict__: the q
 
 
 def release_savepoints_after_rollback(engine: Engine) -> None:
-    """Release each savepoint of this engine's connections before the first statement that follows its rollback. For PostgreSQL."""
+    """After a rollback to a savepoint on a connection of this engine, release the savepoint before the next statement runs.
+
+    Use it only for PostgreSQL.
+    """
     event.listen(engine, "rollback_savepoint", _note_rollback)
     event.listen(engine, "before_cursor_execute", _release_before_statement)
 
@@ -28,7 +31,7 @@ def _note_rollback(connection: Connection, name: str, _context: None) -> None:
 def _release_before_statement(connection: Connection, _cursor: Any, statement: str, *_: object) -> None:
     if _ROLLED_BACK not in vars(connection) or statement.startswith("ROLLBACK TO SAVEPOINT"):
         return
-    cursor = connection.connection.cursor()  # not the statement's own, which may be one of the server's
+    cursor = connection.connection.cursor()  # a new cursor, since the cursor of the statement may be a server-side cursor
     try:
         cursor.execute(f"RELEASE SAVEPOINT {vars(connection).pop(_ROLLED_BACK)}")
     finally:

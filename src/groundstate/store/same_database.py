@@ -30,7 +30,8 @@ _POSTGRES_PORT = 5432
 class StoreLocation:
     """A StoreLocation tells whether URLs and connections lead to the database of one store.
 
-    database: the database, if this process has opened it; if it is None, PostgreSQL is not queried.
+    database: the store's database, if this process has opened it. If it is None, only URLs and file paths are compared, and no query is
+    sent to PostgreSQL.
     """
 
     def __init__(self, url: URL, database: Database | None = None) -> None:
@@ -38,19 +39,19 @@ class StoreLocation:
         self.name = _comparable_label(url)
         self._path = sqlite_path(url) if self.backend == "sqlite" else ""
         self._database = None if database is None else weakref.ref(database)
-        # Whether a connection of a pool leads to the store's database, by pool: all connections of one pool lead to one database.
+        # For each connection pool, whether it leads to the store's database. All connections of one pool lead to the same database.
         self._told: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
     def is_at(self, url: URL) -> bool:
-        """Return whether this URL surely leads to the store's database. It does not connect."""
+        """Return whether this URL surely leads to the store's database. No connection is made."""
         if url.get_backend_name() != self.backend:
             return False
         return _is_same_file(sqlite_path(url), self._path) if self.backend == "sqlite" else _comparable_label(url) == self.name
 
     def is_behind(self, connection: Connection) -> bool:
-        """Return whether this connection leads to the store's database. It may run a query on the connection.
+        """Return whether this connection leads to the store's database. The method may run a query on the connection.
 
-        On PostgreSQL the query runs in a savepoint, and only once for each engine.
+        On PostgreSQL the query runs in a savepoint. Once the query has succeeded, its answer is kept for the connection's pool.
         """
         if connection.dialect.name != self.backend:
             return False
@@ -70,7 +71,7 @@ class StoreLocation:
     def _identity_of_store(self) -> tuple[Any, ...] | None:
         database = None if self._database is None else self._database()
         if database is not None:
-            # Every error is ignored, for example one of the user's `creator=`, so that the user's session does not fail because of it.
+            # Every error is ignored, so that it does not make the user's session fail. The user's `creator=` may raise, for example.
             with suppress(Exception), database.reading() as connection:
                 return tuple(connection.execute(_ASK_POSTGRES).one())
         return None
@@ -79,12 +80,12 @@ class StoreLocation:
 def _comparable_label(url: URL) -> str:
     if url.get_backend_name() != "postgresql":
         return label_of_url(url)
-    database = url.database or url.username  # without a database, libpq takes the name of the user
+    database = url.database or url.username  # if the URL names no database, libpq uses the user name as the database name
     return label_of_url(url.set(port=url.port or _POSTGRES_PORT, database=database, host=url.host or None))
 
 
 def _paths_of_open_files(connection: Connection) -> list[str]:
-    """Return the path of every database file that this connection has open, also attached files. A database in memory has no file."""
+    """Return the paths of the database files that this connection has open, including attached files. A database in memory has none."""
     return [str(row[2]) for row in connection.exec_driver_sql("PRAGMA database_list") if row[2]]
 
 

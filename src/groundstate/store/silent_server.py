@@ -1,8 +1,9 @@
 """Notices a server that accepts data but never answers: it is stopped, stuck on its disk, or behind a proxy that passes nothing on.
 
-Keepalive does not notice it, since the operating system of the server acknowledges everything. A long statement is no proof, since it may
-be long for good reasons. So once a connection has waited some seconds for an answer, a probe is sent on a separate connection. If the probe
-is not answered in time, the waiting connections are shut down, and nothing is begun until a later probe is answered.
+TCP keepalive does not notice such a server, since the server's operating system still acknowledges every packet. A statement that runs
+long does not prove it either, since a statement may need that time. So once a connection has waited some seconds for an answer, a probe is
+sent on a separate connection. If the probe is not answered in time, the waiting connections are shut down, and no statement is begun until
+a later probe is answered.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ AGAIN_S = 1.0  # seconds between two probes while the server does not answer
 class SilentServerWatch:
     """A SilentServerWatch watches whether a server answers the connections of one engine.
 
-    connect: a function that makes a driver's connection; its argument is the timeout in seconds. silent: whether the last probe was not
-    answered.
+    connect: a function that makes a driver's connection; its argument is the timeout in seconds. silent: True if the server did not answer
+    the last probe.
     """
 
     def __init__(self, engine: Engine, connect: Callable[[float], Any]) -> None:
@@ -116,13 +117,13 @@ class SilentServerWatch:
 
 
 def shut_down_socket(driver: Any) -> None:
-    """Shut down the socket of this connection, which breaks the connection, so that a thread that waits for an answer on it goes on."""
+    """Shut down the socket of this connection. A thread that waits for an answer on the connection then gets an error at once."""
     with suppress(Exception), socket.socket(fileno=os.dup(driver.fileno())) as wire:
         wire.shutdown(socket.SHUT_RDWR)
 
 
 class _NoAnswer(Exception):
-    """A _NoAnswer takes the place of the driver's error in an OperationalError that no driver raised."""
+    """The `orig` of an OperationalError that groundstate raises itself, where SQLAlchemy would put the driver's error."""
 
     sqlstate = None
 

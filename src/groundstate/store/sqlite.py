@@ -1,6 +1,6 @@
 """Implements `port.Database` for SQLite: one file on a local disk, in WAL mode with synchronous=FULL, written by BEGIN IMMEDIATE.
 
-It never changes the setting `foreign_keys`, which has SQLite's default, or the value that a listener of the user sets.
+This module never sets `PRAGMA foreign_keys`. The setting stays at SQLite's default, unless an event listener of the user sets it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
 WAIT = timedelta(seconds=5)  # how long BEGIN IMMEDIATE waits for the lock, unless the caller gives another time
 
-# In a forked child: paths of the files that the parent had open, and that the child must not open. SQLite also keeps its locks in the
-# memory of the process; in the child they are wrong, and would affect even new connections.
+# In a forked child: paths of the files that the parent had open, and that the child must not open. SQLite keeps a list of its locks in the
+# memory of the process. The child's copy of this list is wrong, and would affect even new connections of the child.
 _open_before_fork: set[str] = set()
-# In a forked child: the parent's pools. They are kept here so that their connections are never closed, which could remove the parent's WAL.
+# In a forked child: the parent's pools. They are kept here so that their connections are never closed. Closing a connection could remove
+# the WAL file of the parent.
 _inherited: list[object] = []
 
 
@@ -137,7 +138,7 @@ class SqliteDatabase:
         return time_limited(seconds, driver.interrupt)
 
     def now(self, ahead: timedelta = timedelta()) -> ColumnElement[datetime]:
-        """Return SQL for the host's time plus `ahead`, in UTC and milliseconds, in the text format of `UtcDateTime` columns."""
+        """Return SQL for the host's time plus `ahead`, in UTC, to the millisecond, in the text format of `UtcDateTime` columns."""
         moved = f", '{ahead / timedelta(seconds=1):+.3f} seconds'" if ahead else ""
         return literal_column(f"(strftime('%Y-%m-%d %H:%M:%f', 'now'{moved}) || '000')", type_=UtcDateTime())
 
@@ -178,7 +179,9 @@ class SqliteDatabase:
         return connect(*arguments, **{**options, **self._arguments})  # type: ignore[no-any-return]  # `connect` is typed as Any
 
     def identity(self) -> str | None:
-        """Return None always, since nothing in an SQLite file shows that it was restored; counts outside of the file show it."""
+        """Return None, since an SQLite file does not show whether it was restored. Counters that are kept outside of the file show
+        restores.
+        """
         return None
 
     def missing_file(self) -> str | None:
@@ -200,7 +203,7 @@ class SqliteDatabase:
         self.engine.dispose()
 
     def abandon_after_fork(self) -> None:
-        """In a forked child, never use or close the inherited connections, and refuse to open the file."""
+        """Keep a forked child from using or closing the inherited connections, and from opening the file."""
         if self._checked or self._watching is not None:
             _open_before_fork.add(self.path)
         _inherited.extend((self.engine.pool, self._watching))

@@ -63,16 +63,16 @@ class ByteLiveness:
     def has_lock(self, *, ask: bool = False) -> bool:  # noqa: ARG002  # `ask` is unused, since each call checks the file
         """Return whether this worker incarnation has its lock, and the lock file was not removed or replaced.
 
-        If it was, other workers would lock another file, and would not notice this worker's lock.
+        After a removal or replacement, other workers would lock another file, and would not notice this worker's lock.
         """
         refuse_use_in_child(self._pid)
         return self._incarnation is not None and self._file is not None and _is_same_file(self._file, self.path)
 
     @contextmanager
     def try_to_adopt(self, worker: int) -> Iterator[bool]:
-        """Try to take the lock of another worker incarnation while the block runs, and yield whether it was free (that worker is dead).
-
-        Yield False if this worker has lost its own lock, if `worker` is this worker, or if its lock is taken here already.
+        """Try to hold the lock of another worker incarnation while the block runs. Yield True if the lock was free: that worker is dead.
+        Yield False if that worker holds it, if this process holds it already, if `worker` is this worker, or if this worker has lost its
+        own lock.
         """
         if not self.has_lock() or worker == self._incarnation or worker in self._adopted or not self._set_byte_lock(fcntl.F_WRLCK, worker):
             yield False
@@ -114,7 +114,7 @@ class ByteLiveness:
     def release(self) -> None:
         """End the worker incarnation: close the lock file, which frees its locks. In a forked child it does nothing.
 
-        The file is not removed, since two workers could then lock the byte of one number in two files.
+        The file is not removed. If it were, two workers could lock the byte of the same number, one in the old file and one in a new file.
         """
         if self._pid != os.getpid():
             return
@@ -172,7 +172,7 @@ class FlockLiveness:
 
     @contextmanager
     def try_to_adopt(self, worker: int) -> Iterator[bool]:
-        """Try to take the lock of another worker incarnation while the block runs, and yield whether it was free (that worker is dead).
+        """Try to hold the lock of another worker incarnation while the block runs. Yield True if the lock was free: that worker is dead.
 
         Yield False if this worker has lost its own lock, if `worker` is this worker, or if its lock is taken here already.
         """
@@ -257,7 +257,7 @@ class FlockLiveness:
 
 
 def _lock_first_free(wanted: Sequence[tuple[int, Sequence[int]]], lock: Callable[[int], bool]) -> set[int]:
-    """Lock free numbers of each group, and return all locked numbers.
+    """Lock numbers that are free, up to the wanted count in each group. Return the numbers that were locked.
 
     wanted: for each group a pair (largest number of locks, numbers to choose from).
     lock: a function that locks a number if it is free, and returns whether it was free.

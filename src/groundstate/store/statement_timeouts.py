@@ -1,7 +1,7 @@
-"""Limits the duration of statements from outside, since a thread that waits in a statement cannot check a clock itself.
+"""Ends statements that exceed a time limit. Another thread does so, since a thread that waits in a statement cannot check a clock itself.
 
-One thread per process checks all limits. It uses the system's clock, since servers know no simulated clock. A forked child starts without
-limits.
+One thread per process checks all limits. It uses the system's clock even in tests with a simulated clock, since a database server runs by
+real time. A forked child starts without limits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOOKS_S = 0.2  # seconds between one check of all limits and the next
 
 
 class PeriodicallyChecked(Protocol):
-    """Interface of the objects that are given to `check_periodically`: the checking thread calls `check` every LOOKS_S seconds."""
+    """Interface of the objects given to `check_periodically`: the checking thread calls `do_due_check` every LOOKS_S seconds."""
 
     def do_due_check(self, now: float) -> None:
         """Do what is due at `now`, the monotonic time in seconds. It must not wait for anything."""
@@ -30,8 +30,8 @@ class PeriodicallyChecked(Protocol):
 class Limit:
     """A Limit is one time limit for statements.
 
-    until_s: when the limit ends, as monotonic time in seconds; 0 means at the next check. cut: the function that then ends the running
-    statement; it may be called repeatedly.
+    until_s: the monotonic time in seconds at which the time is up; 0 ends the statement at the next check. cut: the function that ends the
+    running statement once the time is up; it may be called repeatedly.
     """
 
     until_s: float
@@ -57,7 +57,7 @@ def time_limited(seconds: float, cut: Callable[[], None]) -> Iterator[Limit]:
 
 
 def check_periodically(one: PeriodicallyChecked) -> None:
-    """Let the checking thread call the object's `check` every LOOKS_S seconds, until no other code refers to the object."""
+    """Let the checking thread call the object's `do_due_check` every LOOKS_S seconds, until no other code refers to the object."""
     with _changing:
         _others.add(one)
     _start_checking_thread()
@@ -65,12 +65,13 @@ def check_periodically(one: PeriodicallyChecked) -> None:
 
 _limits: dict[Limit, None] = {}
 _others: weakref.WeakSet[PeriodicallyChecked] = weakref.WeakSet()
-_changing = threading.RLock()  # protects the two collections, since many threads add limits while one iterates
+_changing = threading.RLock()  # protects the two collections, since any thread may add a limit while the checking thread iterates
 _thread: list[threading.Thread] = []
 
 
 def _start_checking_thread() -> None:
-    if not (_thread and _thread[0].is_alive()):  # if two callers find no thread at once, both start one, which does no harm
+    # Two callers at the same time may both find no thread and both start one. A second checking thread does no harm.
+    if not (_thread and _thread[0].is_alive()):
         _thread[:] = [threading.Thread(target=_check_forever, name="groundstate-limits", daemon=True)]
         _thread[0].start()
 
@@ -80,7 +81,7 @@ def _check_forever() -> None:
         SYSTEM_CLOCK.sleep(LOOKS_S)
         now = SYSTEM_CLOCK.monotonic()
         for one in _all_checked():
-            with suppress(Exception):  # `check` may raise if the statement or its connection has ended meanwhile
+            with suppress(Exception):  # `do_due_check` may raise if the statement or its connection has ended meanwhile
                 one.do_due_check(now)
 
 

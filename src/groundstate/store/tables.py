@@ -45,14 +45,14 @@ class UtcDateTime(TypeDecorator[datetime]):
         self.naive = naive
 
     def __repr__(self) -> str:
-        """Return the Python source of this type, for Alembic. The method of TypeDecorator would show the arguments of DateTime."""
+        """Return the Python source of this type, for Alembic. The inherited method shows the arguments of DateTime instead."""
         return generic_repr(self)
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(DateTime(timezone=dialect.name != "sqlite"))
 
     def coerce_compared_value(self, op: Any, value: Any) -> Any:
-        """Return the type as which a value in an expression with this column is bound: Interval for a timedelta, else this type."""
+        """Return the column type for a value that an expression combines with this column: Interval for a timedelta, else this type."""
         return Interval() if isinstance(value, timedelta) else super().coerce_compared_value(op, value)
 
     def reason_to_refuse(self, value: object) -> str | None:
@@ -140,12 +140,13 @@ worker = Table(
     Column("host", Text, nullable=False),
     Column("pid", Integer, nullable=False),
     Column("began_at", UtcDateTime, nullable=False),
-    Column("ended_at", UtcDateTime),  # when another worker took over this worker's attempts; a clean end deletes the row instead
+    Column("ended_at", UtcDateTime),  # when another worker took over this worker's attempts; a worker that ends cleanly deletes its row
     Column("begins", BigInteger, nullable=False),
-    # JSON that identifies the server on which the worker took its lock (start, last crash recovery, timeline). On another server the lock
-    # may be free although the worker is alive, since it has not reconnected yet. NULL on SQLite, and in rows of older versions.
+    # JSON that identifies the server on which the worker took its lock (start, last crash recovery, timeline). On another server, such as
+    # one after a failover, a living worker that has not reconnected yet does not hold its lock. NULL on SQLite and in rows of older
+    # versions.
     Column("server", Text),
-    # JSON of what the living worker reports of itself (engine/rows/worker_report.py). It is only shown, and decides nothing.
+    # JSON of what the living worker reports of itself (engine/rows/worker_report.py). It is only shown to people, and decides nothing.
     Column("says", Text),
     wrote_column("groundstate_worker"),
 )
@@ -156,7 +157,7 @@ rate = Table(
     Column("app", Text, primary_key=True),
     Column("service", Text, primary_key=True),
     Column("tenant", Text, primary_key=True),  # '' for the service as a whole, else '=' and the value of the `per` column
-    # JSON of how many calls were begun in each slice of time, whether they still run or not.
+    # JSON: for each time slice, the number of calls that were begun in it, including the calls that have ended since.
     Column("counts", Text, nullable=False),
     Column("until", UtcDateTime, nullable=False),  # time after which the row has no effect any more, and is deleted
     sqlite_with_rowid=False,

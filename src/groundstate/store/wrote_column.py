@@ -3,8 +3,8 @@
 If the number differs from PostgreSQL's own `xmin`, something else wrote the row last: it was loaded from a data-only dump, rewritten by
 ALTER TABLE, or updated by code that does not know the column. VACUUM, FREEZE, CLUSTER and adding a column change neither number.
 
-No statement that writes these rows may run in a savepoint: `xmin` would be the savepoint's number, and `wrote` the transaction's.
-released_savepoints.py sees to it that a savepoint which failed is left.
+No statement that writes these rows may run in a savepoint: `xmin` would be the savepoint's number, but `wrote` would be the number of the
+transaction. released_savepoints.py releases a savepoint that failed, so that later statements do not run in it.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ WAITS: ColumnElement[int] = OnPostgres("'0'::xid8", "NULL", XID8)
 def wrote_column(table: str) -> Column[int]:
     """Return the column `wrote` for groundstate's table of this name. Each INSERT and UPDATE by SQLAlchemy sets the column.
 
-    An UPDATE changes the number only in a row that groundstate wrote last. So a row that other programs wrote stays recognisable, and a row
-    to which an older version gave no number keeps none.
+    An UPDATE changes the number only in a row that groundstate wrote last. So a row that other programs wrote stays recognisable. A row
+    from an older version, which wrote no number, stays without a number.
     """
     still = f"CASE WHEN {SAME.format(table)} THEN pg_current_xact_id() ELSE {table}.wrote END"
     return Column("wrote", XID8, default=THIS_TRANSACTION, onupdate=OnPostgres(still, "NULL", XID8))

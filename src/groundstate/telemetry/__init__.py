@@ -1,1 +1,1 @@
-"""Exports metrics and traces of an app. Each tool that they are exported to has its own file."""
+"""Exports metrics and traces of an app. There is one module for each tool that receives them."""

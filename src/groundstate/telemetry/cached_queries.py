@@ -1,6 +1,6 @@
-"""Queries an app's databases for the metrics, and caches the results for some seconds. It runs only SELECTs.
+"""Queries an app's databases for the metrics, and caches the results for some seconds. Runs only SELECTs.
 
-A caller never waits longer than `WAIT_S`, since the queries run in separate threads. If they have not ended by then, the caller gets the
+The queries run in separate threads, so a caller never waits longer than `WAIT_S` seconds. If the queries take longer, the caller gets the
 last result, if there is one.
 """
 
@@ -45,9 +45,9 @@ class CachedStatus:
     queries: Sequence[ConditionQuery] = ()
 
     def first_record_waited_s(self, reaction: str, now: float) -> float:
-        """Return for how many seconds this process has seen the same record as the one that waits longest for the reaction.
+        """Return how long the record that now waits longest for the reaction has been in that position.
 
-        Returns 0.0 if no record waits.
+        The result is in seconds, and begins when this process first saw the record in that position. Returns 0.0 if no record waits.
         """
         first = self.waits.get(reaction)
         return now - first[1] if first else 0.0
@@ -64,9 +64,10 @@ class DatabaseStatusCache:
         self._query_thread: threading.Thread | None = None
 
     def current_statuses(self) -> list[CachedStatus]:
-        """Return the last result of each database, queried again if it is older than `FRESH_S` and the database answers in time.
+        """Return the latest result of each database. If a result is older than `FRESH_S` seconds, query the databases first.
 
-        The `answer` of a result is None if the database has not answered for `STALE_S` seconds.
+        If a database does not answer within `WAIT_S` seconds, its old result is returned. The `answer` of a result is None if the database
+        has not answered for `STALE_S` seconds.
         """
         with self._lock:
             if self._statuses is None:

@@ -1,7 +1,7 @@
 """Exports traces to OpenTelemetry: a span for each call and lookup, and for each transaction of handlers.
 
-A span contains no data of a record, and keys only with `keys=True`. Each span begins a new trace, and has no link to the trace of the code
-that wrote the row, since the row holds no trace context.
+A span contains no data of a record, except its primary key and idempotency key if `keys=True` is given. Each span begins a new trace. The
+span has no link to the trace of the code that wrote the row, since the row holds no trace context.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def trace(app: App, provider: TracerProvider | None = None, *, keys: bool = Fals
 
 
 class Traces:
-    """A `Watch` that makes spans. While a call or handler runs, its span is the current one, so that spans that the user's code makes
-    become its children.
+    """A `Watch` that makes spans. While a call or handler runs, its span is the current span. Spans that the user's code makes meanwhile
+    become children of that span.
     """
 
     def __init__(self, tracer: Tracer, *, keys: bool = False) -> None:

@@ -38,7 +38,7 @@ SAYS_EVERY_S = 10.0  # seconds between two printed lines of progress
 
 
 class NeverTaken(AssertionError):
-    """Raised if some reaction was carried out in no run, so that the test proves nothing about that reaction."""
+    """Raised if a reaction was not carried out in any run, so that the test proves nothing about that reaction."""
 
 
 class Lab:
@@ -46,7 +46,7 @@ class Lab:
 
     Args:
         postgres: the URL of a PostgreSQL server on which scratch databases may be created; None uses SQLite files, which is quicker.
-        strict: whether the test also fails if a handler takes the time or random numbers from elsewhere than its `ReactionContext`.
+        strict: whether the test also fails if a handler gets the time or random numbers from anything but its `ReactionContext`.
         say: a function that is called with a line of progress every 10 seconds of a long test.
     """
 
@@ -58,7 +58,7 @@ class Lab:
         self._meanwhile: list[Check] = []
         self._say = say
         self._places: list[Place] = []
-        self._real = SYSTEM_CLOCK  # the real clock, by which the test's own time limits count; no run reads it
+        self._real = SYSTEM_CLOCK  # the real clock, which measures the duration of the whole test; no run reads it
 
     def __enter__(self) -> Self:
         return self
@@ -79,9 +79,9 @@ class Lab:
             call: the function that is decorated with `@service.call`.
             answer: the outcome, or a function that makes it from the call's argument. Make it different for each record, so that an outcome
                 given to the wrong record shows.
-            through: a function from a client of the fake provider to the `client` that your call and lookup receive; with it, the lab runs
-                the functions that you wrote. Without it they are not run, but one check remains: how a call with `key` and `client` reacts
-                to a time-out of its client.
+            through: a function that makes the `client` that your call and lookup receive; its argument is a client of the fake provider.
+                With `through`, the lab runs the functions that you wrote. Without it they are not run. Only one check remains: how a call
+                with `key` and `client` reacts to a time-out of its client.
 
         Returns:
             The ledger of the fake provider.
@@ -193,9 +193,9 @@ class Lab:
         return Trial(app, place, cast)
 
     def _run_all_schedules(self, trial: Trial, expected: set[str], budget: int, seconds: float | None) -> None:
-        """Run the clean schedule, all schedules with one disturbance, and `budget` mixtures; with `seconds`, as many as fit into that time.
+        """Run the clean schedule, all schedules with one disturbance, and `budget` mixtures. If `seconds` is given, stop after that time.
 
-        expected: names of reactions. If one of them is carried out in no run, NeverTaken is raised.
+        expected: names of reactions. Raise NeverTaken if one of them is not carried out in any run.
         """
         __tracebackhide__ = True  # pytest hides this frame
         started = said = self._real.monotonic()
@@ -266,8 +266,8 @@ class Lab:
 
 
 def _count_left_out(chosen: Sequence[Schedule], tried: int) -> dict[str, tuple[int, int]]:
-    """Return, by sort of schedule, a pair: how many schedules of the sort were not tried, and how many there are. Sorts that were tried in
-    full are left out.
+    """Return for each sort of schedule a pair (number of schedules not tried, number of all schedules). Sorts that were tried in full
+    are left out.
     """
     of_all, left = Counter(one.sort for one in chosen), Counter(one.sort for one in chosen[tried:])
     return {sort: (left[sort], count) for sort, count in of_all.items() if left[sort]}

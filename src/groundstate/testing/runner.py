@@ -1,5 +1,5 @@
-"""Runs schedules (the disturbances of one run) of one app on scratch databases. If a schedule breaks an invariant, searches a smaller one
-that breaks it too.
+"""Runs schedules (the disturbances of one run) of one app on scratch databases. If a schedule breaks an invariant, searches for a smaller
+schedule that breaks it too.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from groundstate.values.errors import StateRefusedError
 
 CLEAN_MOST = 100_000  # the largest number of crossings that the clean run (the run without disturbances) may have
 LOOKS_MOST = 400  # the largest number of times that one run may wait for a due time
-LOOKS_WITH_AN_END = 20_000  # the same, if `lab.clock.ends` is given
+LOOKS_WITH_AN_END = 20_000  # the value that replaces LOOKS_MOST if `lab.clock.ends` is given
 LONGEST_S = 60.0  # the longest wait for a due time, in seconds; the waits grow up to this length
 STORY_LINES = 30  # number of lines of the run's log that a failure prints
-REPEAT = "GROUNDSTATE_LAB"  # name of the environment variable that says which one schedule to run
-ENOUGH = 20  # a run counts as endless if it has more than this many times the crossings of the clean run
+REPEAT = "GROUNDSTATE_LAB"  # name of the environment variable with a schedule; if it is set, only this schedule is run
+ENOUGH = 20  # a run may have this many times the crossings of the clean run, plus 1,000; a longer run counts as endless
 
 
 class Crashed(AssertionError):
@@ -64,7 +64,8 @@ class Findings:
     held: Counter[str] = field(default_factory=Counter)  # by reason, how many attempts were held at the end of runs
     skipped: int = 0  # number of schedules skipped because they would repeat an earlier run
     joined: int = 0  # number of runs that ended early, since an earlier run had restarted from an equal state
-    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sort: (left out for lack of time, all)
+    # for each sort of schedule: (number of schedules left out for lack of time, number of all schedules)
+    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         words = (
@@ -90,7 +91,7 @@ class RunSettings:
     always: Check | None
     at_the_end: Check | None
     may_fail: Sequence[str]
-    around: Callable[[str], Any] | None  # returns the context in which user functions run that are called inside a transaction
+    around: Callable[[str], Any] | None  # returns the context for a user function that is called inside a transaction
     clock: Clock
     fence: Fence  # returns a context in which a user's call reaches no external service
     reactions: frozenset[str] | None = None  # names of the reactions and schedules that take part; None means all
@@ -243,8 +244,8 @@ class Trial:
             if any(wait_s <= 0 for wait_s in waits_s) and looks != looked:
                 stage.time.forward(0.002)  # a record became due since the workers were last idle
             elif later:
-                # The steps grow, so that a wait of a minute does not take a hundred checks. (On a busy host, too, threads wake later than
-                # they asked.)
+                # The steps grow, so that a wait of a minute does not take a hundred checks. (On a busy host, too, threads
+                # wake later than planned.)
                 stage.time.forward(max(min(later) + 0.002, min(0.25 * 2.0 ** min(waited, 30), LONGEST_S)))
             else:
                 return
@@ -265,8 +266,8 @@ class InvariantBroken(Exception):
 
 
 def _watch_app_databases(app: App) -> Iterator[same_database.StoreLocation]:
-    """Guard the app's own databases: user functions of calls may not write to them, since the lab runs on databases of its own. Yields one
-    guard for each database; it lasts as long as that object is referenced.
+    """Guard the app's own databases: user functions of calls may not write to them, since the lab runs on databases of its own. Yield one
+    guard for each database. A guard works as long as something refers to the yielded object.
     """
     for store in stores_of_app(app):
         with suppress(Exception):  # a function of the user gives the URL, and may raise in a test

@@ -27,7 +27,7 @@ with suppress(ImportError):  # without pika, from_url.py raises an error that na
 ASKED_WITHIN_S = 2.0  # seconds that one request to the management API may take
 ANSWERS_WITHIN_S = 5.0  # seconds that RabbitMQ may take for an operation for which pika has no timeout
 LOOK_S = 5.0  # seconds between checks that the exchange still exists
-UNHEARD_MOST = 1_000  # number of hints in the queue of a slow subscriber, beyond which RabbitMQ drops the oldest
+UNHEARD_MOST = 1_000  # maximum number of hints in a subscriber's queue; RabbitMQ then drops the oldest hint for each new one
 NOT_FOUND, REFUSED, NOT_AS_OURS = 404, 403, 406  # reply codes of AMQP; 404 is also the status code of HTTP
 _MANAGED = {"amqp": "http://{}:15672", "amqps": "https://{}:15671"}
 _UNSEEN = (
@@ -118,7 +118,9 @@ class _Management:
         self._user = base64.b64encode(user.encode()).decode()
 
     def durable_bindings(self, vhost: str, exchange: str) -> list[Finding]:
-        """Return one Finding for each durable queue or exchange that receives messages of this exchange, also through other exchanges.
+        """Return one Finding for each durable queue or exchange that receives messages of this exchange.
+
+        A queue or exchange counts if it receives them directly or through other exchanges.
 
         If the API cannot be read, return one Finding that says so.
         """
@@ -194,7 +196,7 @@ class _Subscriber(_Connection):
         self._unheard.append(body)
 
     def receive(self, wait_s: float) -> Sequence[bytes]:
-        if self._clock.monotonic() >= self._look_at:  # RabbitMQ does not report that the exchange was deleted
+        if self._clock.monotonic() >= self._look_at:  # RabbitMQ does not report when the exchange is deleted
             self._look_at = self._clock.monotonic() + LOOK_S
             with abort_if_slower_than(ANSWERS_WITHIN_S, self.abort):
                 self._channel.exchange_declare(self._subject, passive=True)

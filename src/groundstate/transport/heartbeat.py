@@ -1,7 +1,7 @@
 """Heartbeats of a transport: probe messages that a process sends to its own subscription, to notice a server that hangs.
 
-A server that hangs closes no connection. Any received message proves that the server works, also the probe of another process. So if many
-processes subscribe, each of them needs to send only few probes.
+A server that hangs closes no connection. Any message that arrives proves that the server works, even a probe of another process. So if
+many processes subscribe, each of them needs to send only few probes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Heartbeat:
 
     def __init__(self, dice: Dice) -> None:
         self.has_probe_returned = False  # whether any probe of this process has come back
-        self.sending_since: float | None = None  # since when a message waits for the server to accept it, in seconds; None if none waits
+        # when the present call of `publish` began, in seconds by `Clock.monotonic`; None if no call of it is running
+        self.sending_since: float | None = None
         self._own = PROBE + dice.randbytes(6).hex().encode()
         self._dice = dice
         self._share = 1.0

@@ -52,7 +52,7 @@ class MemoryTransport:
         return []
 
     def close(self) -> None:
-        """End the subscription, if there is one. In a forked child this only makes `up` False."""
+        """End the subscription, if there is one. In a forked child, only make `is_usable` False."""
         heard, self._heard = self._heard, None
         if heard is None or self._pid != os.getpid():  # a forked child must not use the lock, which the parent may have held at the fork
             return

@@ -24,7 +24,7 @@ with suppress(ImportError):  # without nats-py, from_url.py raises an error that
 T = TypeVar("T")
 WITHIN_S = 5.0  # seconds that connecting may take, and that the server may take for an answer
 ASKED_WITHIN_S = 2.0  # seconds that JetStream may take to list the streams of a subject
-UNHEARD_MOST = 1_000  # number of received hints that may wait to be read, beyond which new hints are dropped
+UNHEARD_MOST = 1_000  # maximum number of received hints that wait to be read; further hints are dropped
 _UNSEEN = (
     "let this user publish to $JS.API.STREAM.NAMES; or, if you know that nothing is stored, use `groundstate run --trust-transport` or"
     " `app.start(trust_transport=True)`"

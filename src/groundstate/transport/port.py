@@ -42,7 +42,7 @@ class Transport(Protocol):
     def open(self, subject: str, hear: HintCallback, *, trusted: bool = False) -> None:
         """Begin to connect, and wait a few seconds at most for the subscription.
 
-        If the server cannot be reached, nothing is raised: the transport becomes `up` later, or never.
+        If the server cannot be reached, nothing is raised: `is_usable` becomes True later, or never.
 
         Args:
             subject: The name of the channel: letters, digits, `_`, `-` and `.`. Processes with one subject receive each other's hints.
@@ -56,7 +56,7 @@ class Transport(Protocol):
         """
 
     def send(self, hint: bytes) -> None:
-        """Pass a hint to the sending thread, and return at once; never raise. The hint is lost if the transport is slow or not `up`."""
+        """Pass a hint to the sending thread, and return at once; never raise. The hint is lost if the transport is slow or not usable."""
 
     @property
     def is_usable(self) -> bool:

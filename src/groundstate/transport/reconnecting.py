@@ -26,7 +26,7 @@ FIRST_S, LONGEST_S = 0.05, 5.0  # first and longest wait between two attempts to
 WAITS_S = 0.2  # seconds that a thread waits for messages before it checks whether it must end
 GOODBYE_S = 1.0  # seconds that closing a connection may take before its socket is shut down
 CLOSES_WITHIN_S = 1.5  # seconds that `close` waits for its threads; if one still runs, `close` aborts its connection and waits again
-UNSENT_MOST = 1_000  # number of hints that may wait to be sent, beyond which the oldest are lost
+UNSENT_MOST = 1_000  # maximum number of hints that wait to be sent; each further hint replaces the oldest
 
 
 class SubscribedConnection(Protocol):
@@ -125,7 +125,7 @@ class ReconnectingTransport:
         return self._refused
 
     def send(self, hint: bytes) -> None:
-        """Queue the hint for the sending thread, or drop it while the transport is not `up`."""
+        """Queue the hint for the sending thread, or drop it while `is_usable` is False."""
         if self.is_usable:
             self._unsent.append(hint)
             self._something.set()
@@ -195,7 +195,7 @@ class ReconnectingTransport:
 
         wait: the seconds to wait, to which jitter is added. connected_s: how many seconds the last connection lasted.
         """
-        wait = FIRST_S if connected_s > LONGEST_S else wait  # a connection that lasted long resets the wait to the first one
+        wait = FIRST_S if connected_s > LONGEST_S else wait  # after a connection that lasted long, start with FIRST_S again
         self._ended.wait(wait * (0.5 + self._dice.random()))
         return min(wait * 2, LONGEST_S)
 
@@ -273,7 +273,8 @@ class ReconnectingTransport:
             wait = self._wait_before_reconnecting(wait, self._clock.monotonic() - began)
 
     def _publish_until_lost(self) -> None:
-        beside = self._listens  # number of the subscription; when it changes, the server was lost, though sending may not have raised
+        # The number of the subscription. If it changes, the receiving connection was lost, so this connection is probably lost too.
+        beside = self._listens
         speaking = self._open["speaking"] = self._driver.connect_publisher(self._subject)
         try:
             self._unsent.clear()

@@ -1,6 +1,7 @@
-"""The transport over Redis pub/sub. A Redis server that writes its data to disk is refused, although it never writes pub/sub messages.
+"""The transport over Redis pub/sub. It refuses a Redis server that writes data to disk, although Redis never writes pub/sub messages.
 
-If the server restores data after a crash, somebody would have to verify each time that none of the data belongs to groundstate.
+Such a server restores its data after a crash. Without the refusal, a person would have to verify after each crash that none of the restored
+data belongs to groundstate.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class _Publisher:
         client.ping()
 
     def publish(self, hints: Sequence[bytes]) -> None:
-        """Publish the hints, sent together in one pipeline."""
+        """Publish the hints together in one pipeline."""
         line = self._client.pipeline(transaction=False)
         for hint in hints:
             line.publish(self._subject, hint)

@@ -1,7 +1,8 @@
 """Closes inherited locks and connections in a forked child, without unlocking and without a closing message to the server.
 
-A child inherits file locks and sockets. If the child kept them open, its parent would count as a running worker even after its death, until
-the child ends. If the child unlocked a file or sent a closing message, the parent would lose its lock or its connection.
+A child inherits the file locks and sockets of its parent. If the child kept them open, and the parent died, the parent would still count
+as a running worker until the child ends. If the child unlocked a file or sent a closing message, the parent would lose its lock or
+connection.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def redirect_to_devnull(descriptor: int) -> None:
 
 
 def refuse_use_in_child(pid: int) -> None:
-    """Raise StoppedError unless `pid`, the id of the process that created the object that is being used, is the id of this process."""
+    """Raise StoppedError if this process is not the process `pid`, which created the object that is being used."""
     if pid != os.getpid():
         message = (
             f"this store belongs to process {pid}, and process {os.getpid()} was forked from it: start the app in the child, after the fork"

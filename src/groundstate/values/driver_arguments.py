@@ -87,7 +87,7 @@ def translate_psycopg2_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def filter_psycopg_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return psycopg's connection arguments without the arguments that change what queries return, which groundstate sets itself."""
+    """Return these connection arguments of psycopg without those that groundstate sets itself, since they change what queries return."""
     return {name: value for name, value in given.items() if name not in _PSYCOPG_OURS}
 
 

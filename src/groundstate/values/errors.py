@@ -2,7 +2,7 @@
 
 GroundstateError
 ├── DeclarationError           a reaction, call or store is declared so that an effect would be lost or repeated
-├── StoreRefusedError          the database cannot keep groundstate's promises (locks do not exclude, commits are not durable, ...)
+├── StoreRefusedError          the database cannot keep groundstate's promises (its locks exclude nobody, its commits are not durable, ...)
 │   └── LifeTakenError         another session has the lock of this worker incarnation
 ├── TransportRefusedError      the transport of hints persists them, or does not show whether it does
 ├── TransportDownError         the transport of hints cannot be reached now
@@ -22,7 +22,7 @@ class GroundstateError(Exception):
 
 
 class DeclarationError(GroundstateError):
-    """A declaration would lose or repeat an effect, or never run; the message names the cure."""
+    """With this declaration, an effect would be lost or repeated, or a function would never run; the message names the cure."""
 
 
 class DeclarationWarning(UserWarning):

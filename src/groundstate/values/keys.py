@@ -63,7 +63,7 @@ WITH_TEXT = (
 
 
 def canonical_text(value: object) -> str:
-    """Return the canonical text of one value of a key. Raises GroundstateError for a type that has none."""
+    """Return the canonical text of one value of a key. Raises GroundstateError if the value's type has no canonical text."""
     match value:
         case str() if not isinstance(value, enum.Enum):
             return value
@@ -123,7 +123,7 @@ def _decimal_text(value: Decimal) -> str:
 
 
 def record_text(values: Sequence[object]) -> str:
-    """Return the canonical text of a primary key: the text of a single column, or a JSON array of several in the mapper's order."""
+    """Return the canonical text of a primary key. For a key of several columns it is a JSON array, in the mapper's order of the columns."""
     if len(values) == 1:
         return canonical_text(values[0])
     return json.dumps(
@@ -291,7 +291,8 @@ def split_record_text(written: str, columns: int) -> list[str]:
     return [canonical_text(part) for part in parts]
 
 
-_SEPARATOR = "\x1f"  # stands between the app's first name and the reaction's name; no name contains it, since it is not printable
+# stands between the original name of the app and the name of the reaction; no name contains it, since it is not printable
+_SEPARATOR = "\x1f"
 
 
 def key_name_with_app(app: str, key_name: str) -> str:
@@ -303,7 +304,10 @@ def key_name_with_app(app: str, key_name: str) -> str:
 
 
 def key_name_parts(key_name: str) -> tuple[str, ...]:
-    """Return the parts of a key name: the reaction's name or, after a rename of the app, the app's first name and the reaction's name."""
+    """Return the parts of a key name. If the app was never renamed, the only part is the reaction's name.
+
+    After a rename of the app, the parts are the app's original name and the reaction's name.
+    """
     return tuple(key_name.split(_SEPARATOR, 1))
 
 
@@ -311,8 +315,8 @@ def call_key(app: str, reaction: str, record: str, occurrence: str) -> Idempoten
     """Return the idempotency key of a call. It depends on nothing but these four arguments, so it is the same in each worker and after a
     restore.
 
-    reaction: the reaction's key name, which a rename of the reaction does not change (hazard 62). After a rename of the app it contains the
-    app's first name.
+    reaction: the reaction's key name, which a rename of the reaction does not change (hazard 62). After a rename of the app, the key name
+    contains the app's original name.
 
     The key is a hash of 64 hexadecimal digits: it reveals nothing about the record, and fits the length limit of every provider.
     """

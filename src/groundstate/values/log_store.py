@@ -1,6 +1,7 @@
-"""Adds the field `store` to each line of the log: a thread says once for which store it works, and its later lines have that store's name.
+"""Adds the field `store`, a store's name, to each line of the log. A thread says once for which store it works.
 
-It also catches exceptions that a user's log handlers raise: the code that logs would take them for failures of its own work.
+It also catches exceptions that a user's log handlers raise. Otherwise the code that logs would treat such an exception as a failure of its
+own work.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _all_handlers_of(logger: logging.Logger | None) -> Iterator[logging.Handler]
 
 
 def _reraise_keyboard_interrupt(error: BaseException) -> None:
-    """Raise the error again if it comes from Ctrl-C, which Python raises at whatever point the main thread has reached."""
+    """Raise the error again if it is a KeyboardInterrupt in the main thread. Its cause is Ctrl-C, and not the user's handler."""
     if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
         raise error
 
@@ -89,6 +90,6 @@ def label_log_lines(store: str, *, of_several: bool = False) -> None:
 
 
 def keep_log_label(target: Callable[[], None]) -> Callable[[], None]:
-    """Wrap the target of a new thread, so that its log lines get the same store's name as those of the present thread."""
+    """Wrap the target of a new thread, so that the log lines of the new thread get the store's name that this thread uses."""
     context = copy_context()
     return lambda: context.run(target)

@@ -15,7 +15,7 @@ from groundstate import ExternalService, InDoubt
 from groundstate.engine import publish_report
 from groundstate.engine.call import limiter
 from groundstate.engine.rows import worker_report
-from groundstate.engine.rows.worker_report import Failing, Pause, Ring, Step, WorkerReport
+from groundstate.engine.rows.worker_report import Failing, HandlerLock, Lacks, Pause, Ring, Step, WorkerReport
 from groundstate.engine.sql import record_cycles
 from tests.engine.call.test_limiter import Delivery, Provider, Tenants, deliveries, delivering
 from tests.engine.charging import charging
@@ -246,6 +246,7 @@ GARBAGE = (
     '{"failing": [{"reaction": "paid", "since": "9999-12-31T23:59:59+00:00", "until": "9999-12-31T23:59:59-10:00"}]}',
     '{"rings": [{"since": "2026-01-01T00:00:00+00:00", "steps": []}, {"since": 5, "steps": [[]]}], "rings_count": -1}',
     '{"failing": [{"reaction": "paid"}], "troubled": [null], "aside": [[]], "tomorrow": {"more": true}}',
+    '{"locks": [{"reaction": "paid"}, {"reaction": "paid", "why": "", "records": [1]}, {"reaction": "paid", "why": 1, "records": []}]}',
 )  # fmt: skip
 
 
@@ -272,6 +273,8 @@ def test_what_is_written_is_read_as_it_was() -> None:
         aside=("noted",),
         failing=(Failing("sent", moment, moment),),
         troubled=("mailed",),
+        lacks=(Lacks("paid", "a column"),),
+        locks=(HandlerLock("packed", "a row is locked", ("1", "2")), HandlerLock("sent", "a table is locked")),
     )
     text_ = worker_report.report_to_json(whole)
     assert text_ is not None

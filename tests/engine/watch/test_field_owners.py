@@ -19,6 +19,7 @@ OWNERS = {
     "BatchLocks": "batch_locks",
     "QueueRotation": "rotation",
     "Tally": "tally",
+    "HandlerLocks": "handler_locks",
     "TroublePause": "trouble",
     "IdleWait": "idle_wait",
     "WorkerComponents": "components",

@@ -58,9 +58,10 @@ class Begun:
     new_calls: int = 0
     prepare_s: float = 0.0  # seconds spent in the user's `prepare`
     let_go: bool = False  # whether some attempts were left for later because handlers took long
-    denied: list[PrimaryKey] = field(default_factory=list)  # keys of records without an attempt whose call got no slot or token
+    # keys of records that have no attempt, and for whose call no slot or token was free
+    denied: list[PrimaryKey] = field(default_factory=list)
     denied_again: bool = False  # whether a call for a record with an attempt got no slot or token, so that the attempt stays due
-    expired: Counter[str] = field(default_factory=Counter)  # by reaction, how many of `changed` expired
+    expired: Counter[str] = field(default_factory=Counter)  # by reaction, the number of expired attempts among `changed`
 
     def add(self, other: Begun) -> None:
         self.in_flights += other.in_flights
@@ -95,7 +96,8 @@ def begin_calls(
     ][: feed.limit]
     if suspect:
         result.changed = insert_attempts_in_doubt(incarnation, tx, query, [*chosen, *found.unreadable])
-        # A suspect reaction begins each attempt as a doubt. A failed one was in doubt and was settled as not made: its call may begin.
+        # A call of a suspect reaction may begin only for a record that has a failed attempt. That attempt was in doubt before, and was
+        # then settled as not made. A record without an attempt has just got an attempt in doubt.
         chosen = [one for one in chosen if one.attempt is not None and not incarnation.air.must_leave_alone(spec, one.text)]
     else:
         result.changed = fail_unreadable_records(incarnation, query, tx, found.unreadable)
@@ -131,7 +133,7 @@ def claim_including_records_in_flight(tx: Transaction, query: ConditionQuery, fe
     """Claim records, including those for which this worker has a call in flight.
 
     Call it where each claimed record without an attempt gets an attempt in doubt. If a call is in flight for such a record, the database
-    has lost the call's attempt, and the attempt in doubt takes its place. It begins no second call.
+    has lost the call's attempt. The new attempt in doubt takes its place, and begins no second call.
     """
     air, tx.air = tx.air, None
     try:
@@ -143,8 +145,9 @@ def claim_including_records_in_flight(tx: Transaction, query: ConditionQuery, fe
 def insert_attempts_in_doubt(
     incarnation: Incarnation, tx: Transaction, query: ConditionQuery, found: Sequence[ClaimedRecord | Unreadable]
 ) -> int:
-    """Insert an attempt in doubt for each of these records that has no attempt, and return how many. Call it while the reaction is suspect:
-    a backup was put back, so the database may have lost a call for the record (hazard 46).
+    """Insert an attempt in doubt for each of these records that has no attempt. Return the number of inserted attempts.
+
+    Call it while the reaction is suspect: a backup was put back, so the database may have lost a call for the record (hazard 46).
     """
     suspected = [_new_attempt_in_doubt(incarnation, query, one, tx.now) for one in found if one.attempt is None]
     attempts.insert_attempts(tx, suspected)
@@ -165,7 +168,8 @@ def process_due_attempts(  # noqa: PLR0913  # every argument differs from call t
 ) -> Begun:
     """Decide what becomes of these attempts, as far as they are due, and begin at most `room` calls and lookups for them.
 
-    alone: whether careful mode has chosen the attempt, which is suspected of ending workers, to run while nothing else is in flight.
+    alone: whether these attempts are a single attempt that is suspected of ending workers. Careful mode runs it while nothing else is in
+        flight.
     hold_s: seconds after which this transaction starts no further handler.
     """
     looked = claim.lock_and_read_attempts(query, tx, identities)
@@ -222,7 +226,9 @@ class _Decided:
 
 
 def _without_those_waiting_in_order(tx: Transaction, query: ConditionQuery, some: list[_Decided]) -> list[_Decided]:
-    """Return these attempts without those that must wait because an earlier record has an equal `in_order` value. Lookups never wait."""
+    """Return these attempts, but leave out each attempt whose call must wait for an earlier record with an equal `in_order` value. Lookups
+    never wait.
+    """
     if query.spec.in_order is None:
         return some
     begins = [one for one in some if isinstance(one.decision, rules.Begin)]
@@ -271,7 +277,8 @@ class _ConsideredAttempts:
             case rules.GaveUp():
                 self._remove_or_hold(attempt, _run_gave_up_handler(self.incarnation, self.tx, self.query, standing, attempt))
             case rules.Expired(unsure=False) if self.incarnation.care.careful and attempt.reaction not in self.incarnation.suspects:
-                # The handler may end the worker. The queue of expired records runs it instead, and writes a begun attempt before that.
+                # The handler may end the worker, so careful mode needs a begun attempt first. The queue of expired records writes that
+                # attempt, and then runs the handler.
                 pass
             case rules.Expired():
                 self._expire_attempt(attempt, standing)
@@ -296,8 +303,8 @@ class _ConsideredAttempts:
     def add_failure_where_record_is_unreadable(self, looked: claim.AttemptsUnderLock) -> None:
         """Add a failure to each due attempt whose record cannot be read now.
 
-        An attempt in doubt is treated as if a lookup had given no answer. But if the rules would hold it even with a readable record, it is
-        held at once.
+        An attempt in doubt is treated as if a lookup had given no answer. An attempt that the rules would hold anyway, with a readable
+        record too, is held at once.
         """
         terms, now = self.query.spec.terms, self.tx.now
         for attempt, words in looked.unreadable.values():
@@ -442,7 +449,7 @@ def _make_call_argument(tx: Transaction, query: ConditionQuery, record: Any, due
     if spec.prepare is None:
         return readonly_record.make_read_only(record)
     session, was = tx.session, in_place_changes.copy_mutable_values(record)
-    session.flush()  # so that every change found after this was made by `prepare`
+    session.flush()  # writes earlier changes, so that each change that is found below comes from `prepare`
     with refusing_writes(spec.app, f"`prepare` of {spec.name}", PREPARE_CURE, may_say=False), running_user_code():
         # Without a savepoint, a statement of `prepare` that fails would abort the whole transaction.
         own = session.begin_nested() if "session" in spec.prepare.wants.values() else nullcontext()
@@ -511,7 +518,7 @@ def _make_in_flight_call(  # noqa: PLR0913  # every argument differs from call t
 
 
 def _set_tenant_and_in_order_value(in_flight: InFlightCall, record: Any) -> InFlightCall:
-    """Set a call's tenant, and its `in_order` value as `line`, both taken from its record. Return the call."""
+    """Set two fields of a call from its record: `tenant`, and `line` (the value of `in_order`). Return the call."""
     query = in_flight.query
     in_flight.tenant = tenant_of(query, record)
     in_flight.line = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -27,10 +28,11 @@ from groundstate.engine.rows import attempts
 from groundstate.engine.rows.attempt_log import name_record
 from groundstate.engine.rows.attempts import Identity
 from groundstate.engine.rows.in_flight import CallResult, FoundAbsent, InFlightCall, Returned, Unclear, read_clocks
-from groundstate.engine.sql import db_errors, related_rows
+from groundstate.engine.sql import db_errors, lock_waits, related_rows
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.db_errors import LostUpdate, RelatedRow
 from groundstate.engine.sql.record_cycles import TracedTransaction
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.safe_text import describe_exception, reraise_keyboard_interrupt
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.engine.watch import locked_tables, missing_columns, raising_conditions, slow_conditions
@@ -138,6 +140,8 @@ class CallTurns:
         stuck = {queue.query for queue in queues if queue.postponement.not_before > now}
         # A result stays in `_results` until it is concluded.
         results = [result for result in self._results if result.in_flight.query not in stuck]
+        if worker_state.handler_locks.met:
+            results = self._conclude_results_after_pause(results, now)
         freed = self._slots_freed_by(results)
         wanting = [] if worker_state.stopping is not None else self._queues_that_may_begin(queues, now, freed)
         if not results and not wanting:
@@ -150,7 +154,12 @@ class CallTurns:
         try:
             concluded, begun = self._commit_turn(results, wanting)
         except (SomeHandlerFailed, LostUpdate) as failed:
-            self._conclude_after_failure(results, failed)
+            try:
+                self._conclude_after_failure(results, failed)
+            except DBAPIError as error:
+                if not db_errors.is_lock_timeout(error):
+                    raise
+                self._conclude_after_error(error, results, wanting)
         except QueueTrouble as error:
             self._exclude_queue_for_a_while(error)
         except Exception as error:
@@ -171,7 +180,10 @@ class CallTurns:
         """Commit the transaction of one turn. Return a pair: the results that it concluded, and what it began."""
         worker_state = self._worker_state
         clock = read_clocks(worker_state.clock)
-        with worker_state.incarnation.air.concluding_transaction(), worker_state.incarnation.open_transaction() as tx:
+        with (
+            worker_state.incarnation.air.concluding_transaction(),
+            worker_state.incarnation.open_transaction(wait=self._wait_for_locks(results)) as tx,
+        ):
             concluded = self._conclude_results(tx, results, one_by_one=never_one_by_one)
             self._tried |= {result.in_flight.call for result in concluded}
             worker_state.incarnation.air.note_concluded(result.in_flight.spec_and_record for result in concluded if self._ends_call(result))
@@ -179,6 +191,12 @@ class CallTurns:
             begun = self._dispatch.begin_calls(tx, worker_state.rotation.rotate_queues(list(wanting)), clock)
             self._unanswered.update((in_flight.call, None) for in_flight in begun.in_flights if not in_flight.is_lookup)
         return concluded, begun
+
+    def _wait_for_locks(self, results: Sequence[CallResult]) -> timedelta | None:
+        """Return how long a statement that concludes these results waits for a lock; None: as long as the store lets it."""
+        locks, now = self._worker_state.handler_locks, self._worker_state.clock.monotonic()
+        waits = [locks.wait_of_batch(queue, now) for queue in self._queues_in_turn(results, ())] if locks.met else []
+        return next((wait for wait in waits if wait is not None), None)
 
     def _exclude_queue_for_a_while(self, error: QueueTrouble) -> None:
         """Postpone a work queue whose calls could not be begun: the next turns leave it out. The next turn, for the other queues, follows
@@ -203,12 +221,19 @@ class CallTurns:
         """Conclude these results after an error in their turn, and begin no calls. Raises the error again if it is transient, if the
         database has lost commits, or if there are no results.
         """
-        if (
-            isinstance(error, DBAPIError)
-            and db_errors.is_lock_timeout(error)
-            and locked_tables.bar_queues_on_locked_tables(self._worker_state, self._queues_in_turn(results, wanting))
-        ):
-            return  # the next turn concludes the results that concern no locked table
+        if isinstance(error, DBAPIError) and db_errors.is_lock_timeout(error):
+            at_work = self._worker_state.incarnation.at_work
+            queues = self._queues_in_turn(results, wanting)
+            barred = [
+                locked_tables.bar_queue_on_table_met_locked(self._worker_state, queue, error) for queue in queues if queue.name == at_work
+            ]
+            if locked_tables.bar_queues_on_locked_tables(self._worker_state, [queue for queue in queues if queue.name != at_work]) or any(
+                barred
+            ):
+                return  # the next turn concludes the results that concern no locked table
+            if results and lock_waits.describe_lock_against_our_writes(self._worker_state.database) is None:
+                self._conclude_despite_locks(results)
+                return
         if db_errors.is_no_fault_of_record(error) or isinstance(error, WentBackError) or not results:
             raise error
         self._conclude_with_failing_apart(results)
@@ -388,16 +413,62 @@ class CallTurns:
                 extra={"event": "conclude_failed", "reaction": query.spec.name},
             )
 
+    def _conclude_results_after_pause(self, results: Sequence[CallResult], now: float) -> list[CallResult]:
+        """Of these results, conclude those whose handler met a lock of another transaction before, and whose pause is over. Return the
+        results whose handler met no lock.
+        """
+        locks = self._worker_state.handler_locks
+        due, others = list[CallResult](), list[CallResult]()
+        keys = {query: {_key_of(result) for result in some} for query, some in _group_by_query(self._results).items()}
+        for queue in self._worker_state.queues:
+            if queue.query.spec.call is not None:
+                locks.forget_records(queue, locks.keys_of_waiting_records(queue) - keys.get(queue.query, set()))
+        for query, results_of_query in _group_by_query(results).items():
+            queue = self._worker_state.queue_named(query.spec.name)
+            waiting, after_pause = locks.keys_of_waiting_records(queue), set(locks.keys_after_pause(queue, now))
+            others += [result for result in results_of_query if _key_of(result) not in waiting]
+            due += [result for result in results_of_query if _key_of(result) in after_pause]
+        self._conclude_despite_locks(due)
+        return others
+
+    def _conclude_despite_locks(self, results: Sequence[CallResult]) -> None:
+        """Conclude each result in a transaction of its own, which waits only shortly for locks. A result whose handler meets a lock of
+        another transaction stays in `_results`, and is tried again after a pause.
+        """
+        for query, results_of_query in _group_by_query(results).items():
+            queue, met, written = self._worker_state.queue_named(query.spec.name), 0, False
+            for number, result in enumerate(results_of_query):
+                try:
+                    self._conclude_one_result(result, wait=lock_waits.SHORT_WAIT)
+                    written = True
+                except DBAPIError as error:
+                    if not db_errors.is_lock_timeout(error):
+                        raise
+                    met += 1
+                    # the others probably meet the same lock, so they wait as well, and are tried one by one after a pause
+                    rest = results_of_query[number + 1 :] if met >= lock_waits.MET_MOST and not written else []
+                    locked_tables.let_records_wait(
+                        self._worker_state, queue, [key for one in (result, *rest) if (key := _key_of(one))], error
+                    )
+                    if rest:
+                        break
+                else:
+                    self._worker_state.handler_locks.forget_records(queue, [key] if (key := _key_of(result)) else ())
+                if met >= lock_waits.MET_MOST:
+                    self._let_go = True  # the next turn goes on with the other results
+                    break
+
     def _conclude_in_one_transaction(
         self,
         results: Sequence[CallResult],
         *,
         one_by_one: AttemptFilter,
         refused: str | None = None,
+        wait: timedelta | None = None,
         first: frozenset[RelatedRow] = related_rows.NO_ROWS,
     ) -> None:
         def conclude_after_locking(met: frozenset[RelatedRow]) -> list[CallResult]:
-            with self._worker_state.incarnation.open_transaction() as tx:
+            with self._worker_state.incarnation.open_transaction(wait=wait) as tx:
                 tx.lock_first(first | met)
                 concluded = self._conclude_results(tx, results, one_by_one=one_by_one, refused=refused)
                 self._tried |= {result.in_flight.call for result in concluded}
@@ -405,9 +476,9 @@ class CallTurns:
 
         self._forget_concluded_results(related_rows.redo_lost_updates(conclude_after_locking))
 
-    def _conclude_one_result(self, result: CallResult) -> None:
+    def _conclude_one_result(self, result: CallResult, wait: timedelta | None = None) -> None:
         try:
-            self._conclude_in_one_transaction([result], one_by_one=always_one_by_one)
+            self._conclude_in_one_transaction([result], one_by_one=always_one_by_one, wait=wait)
         except Exception as error:
             if db_errors.is_no_fault_of_record(error):
                 raise
@@ -588,6 +659,10 @@ def _are_equal(one: Any, other: Any) -> bool:
     except BaseException as error:  # outcomes may be of a user's class, whose == can raise anything
         reraise_keyboard_interrupt(error)
         return False
+
+
+def _key_of(result: CallResult) -> PrimaryKey | None:
+    return result.in_flight.query.keys.key_from_text_or_none(result.in_flight.identity[2])
 
 
 def _group_by_query(results: Sequence[CallResult]) -> dict[ConditionQuery, list[CallResult]]:

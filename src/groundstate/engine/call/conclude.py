@@ -49,10 +49,10 @@ class Concluded:
     """What `conclude_results` wrote, and which results it left for later."""
 
     done: list[CallResult] = field(default_factory=list)
-    # results to be applied in a later transaction; `locked` and `unasked` hold some of them
+    # results to be applied in a later transaction; some of them are also in `locked` or `unasked`
     later: list[CallResult] = field(default_factory=list)
     locked: list[CallResult] = field(default_factory=list)  # results whose record another transaction has locked
-    # pairs (result with an outcome, error): the condition raises the error for the record
+    # pairs (result, error): the result has an outcome, and the condition raises the error for its record
     unasked: list[tuple[CallResult, str]] = field(default_factory=list)
     doubts: list[CallResult] = field(default_factory=list)  # results that put their attempts in doubt
     let_go: list[CallResult] = field(default_factory=list)  # results that were not reached before `until_s`
@@ -75,8 +75,7 @@ def conclude_results(  # noqa: PLR0913  # every argument differs from call to ca
     only_search: bool = False,
     may_wait: bool = True,
 ) -> Concluded:
-    """Apply the results to their attempts and records. Raises SomeHandlerFailed if a handler fails that does not run in a savepoint of its
-    own.
+    """Apply the results to their attempts and records. Raises SomeHandlerFailed if a handler fails outside of a savepoint of its own.
 
     only_search: find out which handlers fail, and write nothing; SomeHandlerFailed names them.
     one_by_one: selects the attempts whose handlers run in a savepoint of their own.
@@ -171,7 +170,7 @@ class _ResultWriter:
                 self.conclusion.saved.append((attempt, replace(attempt, deadline=max(attempt.deadline, now))))
             return
         if attempt.state is not State.BEGUN:
-            return  # a result without an outcome that comes late changes nothing
+            return  # a late result changes nothing if it has no outcome
         match result:
             case NotSent():
                 decision: rules.Decision = rules.on_call_not_sent(attempt, now)

@@ -27,8 +27,10 @@ from groundstate.rules.poison_suspects import TOGETHER
 # A work queue with `per` or `in_order` begins calls directly for up to this many hinted rows. If there are more, the queue drops the hints
 # and scans its groups (rows with equal `per` or `in_order`), so that many rows of one group do not delay others.
 FRESH_FEW = 50
-HELD_BACK_S = 1.0  # seconds until a record is read again that was held back so that an untried record may probe the service
-PAGES_MOST = 4  # pages of the group scan that one transaction reads at most
+# seconds after which records that were held back are read again. They are held back so that a record that was not tried yet can probe the
+# service.
+HELD_BACK_S = 1.0
+PAGES_MOST = 4  # the most pages of the group scan that one transaction reads
 
 
 class QueueTrouble(Exception):
@@ -59,7 +61,7 @@ class Dispatch:
         self._limits = limits
         self._flying = flying
         self._in_air = in_air
-        # by queue, the number of the latest probe (a test call after a pause) that a record of the queue made
+        # for each queue, the number of its latest probe (a test call after a pause)
         self._probed: dict[WorkQueue, int] = {}
         self._probes = 0
 
@@ -185,7 +187,7 @@ class Dispatch:
             elif self._limits.held_back:
                 self._limits.skip_queue_until(
                     queue, self._worker_state.clock.monotonic() + HELD_BACK_S
-                )  # the queue's other due attempts come before the records held back
+                )  # the records that were held back are read after the queue's other due attempts
 
     def _begin_from_backlog(self, tx: Transaction, queue: WorkQueue, room: int, clock: tuple[float, float], total: begin.Begun) -> None:
         if queue.rows.groups is not None:

@@ -1,7 +1,7 @@
-"""Runs calls and lookups: async ones on an event loop of its own, sync ones in threads. Each ends in one CallResult; no database is used.
+"""Runs calls and lookups: async functions on an event loop of its own, sync functions in threads. Each ends in one CallResult.
 
-The event loop is never that of the host application. So a user's call that blocks the loop delays other calls, but neither the liveness
-check nor the writing of results (hazard 41).
+This module uses no database, and never the event loop of the host application. So a user's call that blocks the loop delays other calls,
+but neither the liveness check nor the writing of results (hazard 41).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from groundstate.values.answers import Absent, NotDone, Throttled, Unknown
 from groundstate.values.unawaited import describe_unawaited
 
 log = logging.getLogger("groundstate")
-UNWINDS_S = 1.0  # seconds within which an async call has ended after its time limit, unless it ignores its cancellation
+UNWINDS_S = 1.0  # seconds: an async call ends within this time after its time limit, unless it ignores its cancellation
 LONGEST_WAIT = timedelta(days=365)  # the longest wait for which a service can ask by `retry_after`
 _PLAIN = frozenset({str, int, float, bool, type(None), dict, list})
 _SLOW_CLIENT = (
@@ -97,7 +97,7 @@ class CallExecutor:
         self._sync_lock = threading.Lock()
         self.threads = Threads()
         self.draining = False
-        # (reaction, attribute of its snapshot) -> number of the call of which it was logged that it changed the attribute
+        # (reaction, attribute of its snapshot) -> call number: for this call it was logged that the call changed the attribute
         self._told_of: dict[tuple[str, str], int] = {}
 
     # ---- methods called by the transactions' thread --------------------------------------------------------------------------
@@ -168,8 +168,8 @@ class CallExecutor:
         self._beat_heard = beat
 
     def seconds_loop_blocked(self) -> float:
-        """Return for how many seconds the event loop has been blocked: the age of a callback that this method scheduled earlier and that
-        has not run yet. Return 0 if there is none. May be called from any thread.
+        """Return the seconds for which the event loop has been blocked: the age of a callback that an earlier call of this method
+        scheduled, and that has not run yet. Return 0 if there is no such callback. May be called from any thread.
         """
         loop, asked_at, now = self._loop, self._asked_at, self._clock.monotonic()
         if loop is None:
@@ -660,9 +660,7 @@ def _seconds_as_timedelta(count: float) -> timedelta | None:
 
 
 def _how_to_load_attribute(in_flight: InFlightCall, text: str) -> str:
-    """Return a text that tells how to correct a call that read an attribute of its record which was not loaded. text: SQLAlchemy's error
-    text.
-    """
+    """Return words that say how to correct a call which read an unloaded attribute of its record. text: SQLAlchemy's error text."""
     found = re.search(r"(deferred|lazy) load operation of attribute '(\w+)'", text)
     option, name = ("undefer" if found[1] == "deferred" else "selectinload", found[2]) if found else ("selectinload", "...")
     loads = f"from sqlalchemy.orm import {option}, and @service.call(load=[{option}({in_flight.query.spec.record.__name__}.{name})])"

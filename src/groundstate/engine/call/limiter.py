@@ -1,5 +1,5 @@
-"""Decides how many calls one worker may begin at an external service, and for each of its tenants, by limits, rates and pauses. It begins
-no call itself.
+"""Decides how many calls one worker may begin at each external service, and for each tenant of a service. It applies limits, rates and
+pauses. It begins no call itself.
 
 A record's tenant is the value of the column that its reaction declares as `per`. A tenant whose calls fail, or for which no slot or token
 is free, is skipped while the others go on (hazard 60). A work queue with skipped records is read again when a call to its service has
@@ -38,7 +38,7 @@ from groundstate.rules.specs import CallSpec, ServiceSpec
 log = logging.getLogger("groundstate")
 ANSWER_LENGTH = 200  # the most characters of a service's latest answer that the log line about its pause shows
 AT_ONCE = 100  # the most calls that one worker has in flight at a service without a limit
-HELD_BACK_MOST = 50  # how often records that were tried before are held back at most; then one of them may be the probe
+HELD_BACK_MOST = 50  # records that were tried before are held back at most this many times in succession; then one may be the probe
 Freed = Mapping[LimitedScope, int]
 NOTHING_FREED: Freed = {}
 
@@ -75,18 +75,18 @@ class Limits:
         # How many calls of `_air` run past their time limit. They count against the limit, but not as the probe of a paused service.
         self._hanging: Counter[LimitedScope] = Counter()
         self._breakers: dict[LimitedScope, Breaker] = {}
-        self.paused: dict[LimitedScope, Paused] = {}  # by service or tenant whose circuit breaker is open, its pause
+        self.paused: dict[LimitedScope, Paused] = {}  # the pause of each service or tenant whose circuit breaker is open
         self._slots = Slots(worker_state)
         self._free_at: dict[LimitedScope, float] = {}  # by service or tenant, monotonic seconds at which its next token is free
         self._tokens: Tokens | None = None
         self._freed: Freed = NOTHING_FREED
         self._granted: Counter[LimitedScope] = Counter()  # number of calls admitted in the open transaction
-        # by service or tenant, how often records that were tried before were held back since its latest call result
+        # by service or tenant: how often a record that was tried before was held back, counted since the latest call result
         self._held_back: Counter[LimitedScope] = Counter()
         self.held_back = False  # whether the latest `admit_calls` held back a record that was tried before
         self._passed_by: dict[
             WorkQueue, float
-        ] = {}  # by queue with skipped records: monotonic seconds at which it is read again; infinity: only after a call ends
+        ] = {}  # the monotonic seconds at which a queue with skipped records is read again; infinity: only after a call has ended
 
     # ---- room ------------------------------------------------------------------------------------------------------------------
     def room_by_memory(self, queue: WorkQueue, now: float, freed: Freed = NOTHING_FREED) -> int:
@@ -98,11 +98,11 @@ class Limits:
         return min(room, self._room_during_pause((call.service, None), room, now, freed)) if queue.query.spec.per is None else room
 
     def may_begin_for_tenant(self, queue: WorkQueue, value: str, now: float) -> bool:
-        """Return whether any call for this value of `per` may be begun now, by the counts in memory alone. If not, note that the queue has
+        """Return whether a call for this value of `per` may be begun now, by the counts in memory alone. If not, note that the queue has
         skipped records.
         """
         if queue.query.spec.in_order is not None:
-            return True  # for such a reaction, `value` is an `in_order` value and not a tenant
+            return True  # for a reaction with `in_order`, `value` is an `in_order` value and not a tenant
         room, at = self._room_for_tenant((_call_spec(queue.query).service, f"={value}"), now, self._freed)
         if room <= 0:
             self.skip_queue_until(queue, at)
@@ -180,7 +180,7 @@ class Limits:
         has skipped records.
 
         tenants: the tenant of each record.
-        again: for each record, whether it was tried before. The call of such a record must wait while `must_hold_back_retries` is true.
+        again: for each record, whether it was tried before. If it was, its call must wait while `must_hold_back_retries` is true.
         """
         service = _call_spec(queue.query).service
         back = {tenant for tenant in set(compress(tenants, again)) if self.must_hold_back_retries((service, tenant))}
@@ -193,11 +193,11 @@ class Limits:
         return self._admit_within_limits(queue, tenants)
 
     def must_hold_back_retries(self, place: LimitedScope) -> bool:
-        """Return whether records that were tried before must wait, because the next probe of this service should be a record that was not
-        tried yet.
+        """Return whether records that were tried before must wait, because the next probe of this service should be the call of a record
+        that was not tried yet.
 
         The failures may come from the records and not from the service. A few broken records would keep the service paused for ever if
-        every probe were one of these records.
+        every probe were the call of one of these records.
         """
         breaker = self._breakers.get(place)
         if breaker is None or not breaker.wants_untried_record or self._held_back[place] >= HELD_BACK_MOST:
@@ -245,7 +245,7 @@ class Limits:
         return chosen
 
     def write_tokens(self) -> None:
-        """Write how many tokens were spent to the database. Call it before the commit."""
+        """Write to the database how many tokens were spent. Call it before the commit."""
         if self._tokens is not None:
             self._tokens.write_counts()
 
@@ -328,8 +328,8 @@ class Limits:
         self._passed_by[queue] = min(self._passed_by.get(queue, math.inf), until)
 
     def prepare_turn(self, now: float) -> None:
-        """Prepare for a call turn. Take missing slots that are free now, and give back unused ones. Have each work queue with skipped
-        records read again if its time has come, or if a slot or token of its service is free.
+        """Prepare for a call turn. Take missing slots that are free now, and give back unused ones. Let a work queue with skipped records
+        be read again if its time has come, or if a slot or token of its service is free.
         """
         self._slots.retake_lost_slots(self._air, now)
         got = {service for service, _ in self._slots.retry_refused_slots(self._is_slot_wanted, now)}
@@ -346,7 +346,7 @@ class Limits:
         self._free_at = {place: at for place, at in self._free_at.items() if at > now}
 
     def wake_times(self, now: float) -> list[float]:
-        """Return the monotonic seconds, one for each reason, at which a call may be begun, or a slot is to be tried again or given back."""
+        """Return the times, in monotonic seconds, at which a call may be begun, or a slot is to be tried again or given back."""
         found = [at for breaker in self._breakers.values() if (at := breaker.more_allowed_at(now)) is not None]
         found += [at for at in self._passed_by.values() if at != math.inf]
         found += self._free_at.values()

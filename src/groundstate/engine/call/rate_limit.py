@@ -52,8 +52,8 @@ class Tokens:
         self._opened = self.worker_state.clock.monotonic()
 
     def calls_left(self, places: Iterable[LimitedScope]) -> dict[LimitedScope, int]:
-        """Return, for each of these services and tenants that has a rate, how many calls may be begun now. The number is 0 if another
-        worker is counting for it.
+        """Return, for each of these services and tenants that has a rate, how many calls may be begun now. The number is 0 for a service or
+        tenant whose tokens another worker is counting.
         """
         wanted = [place for place in dict.fromkeys(places) if rate_of(place) is not None]
         new = [place for place in wanted if place not in self._counts]
@@ -65,7 +65,7 @@ class Tokens:
         self._spent.update({place: count for place, count in places.items() if rate_of(place) is not None})
 
     def write_counts(self) -> None:
-        """Write how many tokens were spent, in one statement. Call it once, before the commit."""
+        """Write to the database, in one statement, how many tokens were spent. Call it once, before the commit."""
         now, rows = self._now_microseconds(), []
         for place, found in self._counts.items():
             rate = rate_of(place)

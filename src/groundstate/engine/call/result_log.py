@@ -65,7 +65,7 @@ class FailedCalls:
             case FoundUnknown(error=error) if error is not None:
                 text = error
             case _:
-                return  # the result is no failure, or it is of a call that still runs and was logged at its time limit
+                return  # the result is no failure, or its call still runs and was logged at its time limit
         if self._lines.count_line(reaction, CALL_FAILED, now, anyhow=pauses):
             text = f"{_name_reaction_and_record(result.in_flight)}: {self._shorten(text)}"
             if pauses:
@@ -109,7 +109,7 @@ class LockedResultsLog:
     def __init__(self, worker_state: WorkerState) -> None:
         self._worker_state = worker_state
         self._of: dict[ConditionQuery, _LockedResults] = {}
-        # call numbers: for these calls it was logged that the outcome waits because the condition raises an error for the record
+        # numbers of the calls for which this was logged: the outcome waits, because the condition raises an error for the record
         self._unasked: set[int] = set()
 
     def note_locked_results(self, locked: Sequence[CallResult], unwritten: Sequence[CallResult], now: float) -> None:

@@ -92,8 +92,9 @@ class Slots:
                 self._again_at.pop(place, None)
 
     def retake_lost_slots(self, used: Mapping[LimitedScope, int], now: float) -> None:
-        """If the slots were lost together with the worker's lock, take slots for the calls in flight again, as far as slots are free. used:
-        number of calls in flight, by service or tenant.
+        """If the slots were lost together with the worker's lock, take new slots for the calls that are still in flight, as far as slots
+        are free.
+        used: the number of calls in flight, by service or tenant.
         """
         if self._is_lock_lost:  # `used` counts ended calls until they are concluded, so it may exceed the limit
             limited = {place: limit for place in used if (limit := limit_of_scope(place)) is not None}
@@ -125,7 +126,7 @@ class Slots:
         return bool(self._again_at)
 
     def wake_times(self) -> list[float]:
-        """Return the monotonic seconds, one for each reason, at which a slot is to be given back or tried again."""
+        """Return the times, in monotonic seconds, at which a slot is to be given back or tried again."""
         return [*(at + LINGER_S for at in self._idle_since.values()), *self._again_at.values()]
 
     def _slots_not_held(self, place: LimitedScope) -> list[int]:

@@ -66,7 +66,7 @@ class Threads:
             try:
                 work()
                 ended = True
-            finally:  # also reached if the work raised an exception; this thread ends then
+            finally:  # also reached if the work raised an exception; in that case this thread ends
                 del work  # an idle thread must not keep the objects of its last work alive
                 with self._none_busy:
                     self._busy -= 1

@@ -209,8 +209,7 @@ class Conclusion:
 
     def _apply_overtaken_outcome(self, outcome: OutcomeToApply, standing: AttemptWithFacts, attempt: Attempt) -> None:
         if not self.one_by_one(attempt.identity):
-            # The decision about an overtaken outcome is logged. The rerun with savepoints logs it only once, so the decision is left to
-            # that rerun.
+            # The decision about an overtaken outcome is logged. It is left to the rerun with savepoints, which logs it only once.
             raise SomeHandlerFailed(self.query.spec.name)
         spec = self.query.spec
         exists, has_handler = standing.facts.exists, spec.overtaken is not None

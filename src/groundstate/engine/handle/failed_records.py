@@ -21,8 +21,8 @@ from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.transaction import Transaction
 from groundstate.rules.specs import Function
 
-# Seconds that the search for refused values may take. Other transactions wait for the locks of the search; after a wait of this length they
-# log nothing.
+# The search for refused values ends after this many seconds, since other transactions may wait for its locks. A wait of this length is too
+# short to be logged.
 WRITING_S = 0.25
 _Change = tuple[Work, dict[str, Any]]
 

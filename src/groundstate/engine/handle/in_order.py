@@ -24,17 +24,17 @@ from groundstate.rules.attempt import Attempt, State
 from groundstate.store.tables import attempt
 from groundstate.store.tables import blocking as stands_in_the_way
 
-LOOKED_AT_MOST = 1_000  # the most attempts that are read to tell a person for which record of its line a record waits
+LOOKED_AT_MOST = 1_000  # at most this many attempts are read to find the earlier record for which a record waits
 
 
 def find_places_of_records_in_turn(
     tx: Transaction, query: ConditionQuery, records: Sequence[tuple[PrimaryKey, Any]]
 ) -> dict[PrimaryKey, int]:
-    """Return a dict from the key of each record that may be carried out now to its place in its line; 0 is the first place. The caller has
-    locked the records.
+    """Return which of these records may be carried out now, as a dict from the key of each such record to its place in its line. The first
+    place is 0. The caller has locked the records.
 
-    The first record of each line may be carried out, and every record without an `in_order` value. If the reaction has no call and sorts
-    its lines, the next records of a line may follow in the same transaction, in the order of their places.
+    The first record of each line may be carried out, and so may every record without an `in_order` value. If the reaction has no call and
+    sorts its lines, the next records of a line may follow in the same transaction, in the order of their places.
     """
     asked = group_scan.group_statements(query)
     by_value: dict[str, list[PrimaryKey]] = {}
@@ -126,8 +126,8 @@ def _is_kept_waiting_by_attempt(tx: Transaction, query: ConditionQuery, occurren
 
 
 def _present_occurrences(connection: Connection, query: ConditionQuery, wanted: Sequence[PrimaryKey]) -> dict[PrimaryKey, str]:
-    """Return a dict from the key of each record to the text of its present occurrence. If one of them cannot be read, return an empty dict:
-    the query that locks the records reports why.
+    """Return a dict from the key of each record to the text of its present occurrence. If an occurrence cannot be read, return an empty
+    dict: the query that locks the records reports why.
     """
     columns = query.spec.occurrence
     if not columns or not wanted:

@@ -3,8 +3,8 @@
 A handler may change or delete other records of its batch: through its session, by a statement, or through a trigger or a foreign key. A
 record whose condition no longer holds is passed over, as it would be if each record were handled in a batch of its own.
 
-A condition is evaluated again only if something was written since that the condition may read. Most handlers write only their own records
-and rows that no condition reads; a batch of such handlers costs no further query.
+A condition is evaluated again only if it may read something that was written since its last evaluation. Most handlers write only their own
+records and rows that no condition reads; a batch of such handlers costs no further query.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class BatchWrites:
         self._mine: set[Any] = set()  # the records (as SQLAlchemy states) whose handlers have started
         self._seen: set[Any] = set()  # changed objects (as SQLAlchemy states) that were examined since the last flush
         self._expected = (0, 0, 0)  # how many objects were changed, added and deleted at the last examination
-        self._touched: set[Any] = set()  # records (as SQLAlchemy states) that another record's handler changed
+        self._touched: set[Any] = set()  # SQLAlchemy's InstanceState of each record that another record's handler changed
         self._own_changed = False
         self._own_matters: bool | None = None  # the result of `_can_own_changes_affect_others`; None before it is known
         self._to_be_asked: set[_Write] = set()  # writes for which it is not known yet whether they can change other rows, as by a trigger

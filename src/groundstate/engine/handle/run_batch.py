@@ -5,6 +5,9 @@ A crash rolls the batch back; its records still meet their condition, and are fo
 failing records, and the batch runs again with a savepoint for each failing record, or for every record if the search found none. Only
 failing records get a failed attempt.
 
+If a handler meets a lock of another transaction (PostgreSQL), its record fails no try: the records of the batch run in a transaction each,
+in which statements wait only shortly for locks, and the records that meet the lock again are left for later.
+
 If handlers are slow, the batch ends early, so that other reactions need not wait; the remaining records stay in the backlog.
 """
 
@@ -14,7 +17,7 @@ import math
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -25,7 +28,7 @@ from groundstate.engine.rows import attempts
 from groundstate.engine.rows.attempt_log import describe_try, log_failed, log_given_up, log_if_held, log_unreadable
 from groundstate.engine.rows.claim import Claim, ClaimedRecord, Unreadable, claim_by_condition, claim_by_keys
 from groundstate.engine.rows.incarnation import Incarnation
-from groundstate.engine.sql import db_errors, group_scan, related_rows
+from groundstate.engine.sql import db_errors, group_scan, lock_waits, related_rows
 from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.engine.sql.db_errors import RelatedRow, TransactionEnded
 from groundstate.engine.sql.pass_cursors import PassCursor
@@ -57,6 +60,9 @@ class Feed:
     claim_s: float = math.inf  # seconds: the time limit of the query that finds and locks the records
     hold_s: float = math.inf  # seconds from the start of the first handler after which no further handler starts
     first: frozenset[RelatedRow] = related_rows.NO_ROWS  # other rows that the handlers change, to be locked before the records
+    lock_wait: timedelta | None = None  # how long a statement waits for a lock; None: as long as the store lets it
+    left_out: frozenset[PrimaryKey] = frozenset()  # records whose handler met a lock lately, which this batch leaves alone
+    apart: bool = False  # whether each record runs in a transaction of its own from the start, since its handler met a lock before
 
     def claim_records(self, query: ConditionQuery, tx: Transaction) -> Claim:
         tx.lock_first(self.first)
@@ -65,6 +71,8 @@ class Feed:
                 claim = claim_by_keys(query, tx, self.keys, mine=self.mine)
             else:
                 claim = claim_by_condition(query, tx, self.cursor, self.limit, crowded=self.crowded)
+        if self.left_out:
+            claim.records = [claimed for claimed in claim.records if claimed.key not in self.left_out]
         if query.spec.in_order is not None:
             place = in_order.find_places_of_records_in_turn(tx, query, [(claimed.key, claimed.record) for claimed in claim.records])
             claim.records = sorted((claimed for claimed in claim.records if claimed.key in place), key=lambda claimed: place[claimed.key])
@@ -80,6 +88,9 @@ class Done:
     done: int = 0
     failed: int = 0
     wrong: dict[PrimaryKey, str] = field(default_factory=dict)  # the error text for each record whose handler failed, by the record's key
+    # keys of records whose handler met a lock of another transaction; none of them counts as a failure
+    met_locks: list[PrimaryKey] = field(default_factory=list)
+    lock_error: DBAPIError | None = None  # the lock timeout of the last record in `met_locks`
     cursor: PassCursor | None = None
     busy: list[PrimaryKey] = field(default_factory=list)
     # keys of claimed records that were left unchanged in the backlog, since no time was left for them or they must wait
@@ -115,6 +126,8 @@ def carry_out_batch(incarnation: Incarnation, query: ConditionQuery, feed: Feed)
 
 
 def _run_batch_and_rerun_if_failed(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
+    if feed.apart and feed.keys is not None:
+        return replace(_run_in_own_transactions(incarnation, query, feed, feed.keys), again=True)
     try:
         return _run_batch_together(incarnation, query, feed)
     except _AnyHandlerFailed as failed:
@@ -130,12 +143,14 @@ def _rerun_after_failure(incarnation: Incarnation, query: ConditionQuery, feed: 
         )
         done.let_go = [other for other in failed.keys if other != key]
         return replace(done, cursor=failed.cursor, read=failed.read, again=True)
-    try:
-        done = _rerun_with_failing_apart(incarnation, query, again, failed) or _claim_and_run_in_savepoints(incarnation, query, again)
-    except SQLAlchemyError as error:
-        if db_errors.is_no_fault_of_record(error):
-            raise
-        done = _run_in_own_transactions(incarnation, query, again, failed.keys)
+    found: Done | None = None
+    if not failed.met_lock or feed.mine is not None:
+        try:
+            found = _rerun_with_failing_apart(incarnation, query, again, failed) or _claim_and_run_in_savepoints(incarnation, query, again)
+        except SQLAlchemyError as error:
+            if db_errors.is_no_fault_of_record(error) and not _may_run_after_lock_timeout(again, error):
+                raise
+    done = found or _run_in_own_transactions(incarnation, query, again, failed.keys)
     return replace(done, cursor=failed.cursor, read=failed.read, again=True)
 
 
@@ -161,7 +176,7 @@ def _rerun_with_failing_apart(incarnation: Incarnation, query: ConditionQuery, f
 def _find_failing_records(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> failed_records.SearchResult:
     spent: set[PrimaryKey] = set()
     try:
-        with incarnation.open_transaction() as tx:
+        with incarnation.open_transaction(wait=feed.lock_wait) as tx:
             claim = feed.claim_records(query, tx)
             spent |= {claimed.key for claimed in claim.records if _is_last_try_used(query, claimed, tx.now)}
             works = [_make_work(tx, claimed) for claimed in claim.records if claimed.key not in spent]
@@ -175,7 +190,7 @@ def _run_with_some_apart(incarnation: Incarnation, query: ConditionQuery, feed: 
     record that is not in `apart` fails too.
     """
     try:
-        with incarnation.open_transaction() as tx:
+        with incarnation.open_transaction(wait=feed.lock_wait) as tx:
             claim = feed.claim_records(query, tx)
             apart_claim = replace(claim, records=[claimed for claimed in claim.records if claimed.key in apart], unreadable=[])
             claim.records = [claimed for claimed in claim.records if claimed.key not in apart]
@@ -190,19 +205,27 @@ def _run_with_some_apart(incarnation: Incarnation, query: ConditionQuery, feed: 
 
 def _run_in_own_transactions(incarnation: Incarnation, query: ConditionQuery, feed: Feed, keys: Sequence[PrimaryKey]) -> Done:
     """Carry out each record in a transaction of its own. Call it after an error against which savepoints do not help: the database refused
-    the COMMIT (deferred constraints), or the connection ended.
+    the COMMIT (deferred constraints), the connection ended, or a handler met a lock of another transaction.
     """
     total = Done()
     began = incarnation.clock.monotonic()
+    wait = lock_waits.SHORT_WAIT if feed.mine is None and incarnation.database.locks_rows else None
     for number, key in enumerate(keys):
-        if number and incarnation.clock.monotonic() - began >= feed.hold_s:
+        total.cut = number > 0 and incarnation.clock.monotonic() - began >= feed.hold_s
+        if total.cut or len(total.met_locks) >= lock_waits.MET_MOST:
             total.let_go += keys[number:]
-            total.cut = True
             break
-        feed_of_key = replace(feed, keys=[key])
+        feed_of_key, claim, started = replace(feed, keys=[key]), Claim(), incarnation.clock.monotonic()
         try:
-            done = _claim_and_run_in_savepoints(incarnation, query, feed_of_key)
+            with incarnation.open_transaction(wait=wait) as tx:
+                claim = feed_of_key.claim_records(query, tx)
+                done = _run_in_savepoints(incarnation, query, tx, claim, feed.hold_s)
         except SQLAlchemyError as error:
+            if claim.records and isinstance(error, DBAPIError) and _may_run_after_lock_timeout(feed, error):
+                total.met_locks.append(key)
+                total.lock_error = error
+                began += incarnation.clock.monotonic() - started  # the wait held no lock that others need
+                continue
             if db_errors.is_no_fault_of_record(error):
                 raise
             refused = safe_str(getattr(error, "orig", None) or error)
@@ -210,6 +233,11 @@ def _run_in_own_transactions(incarnation: Incarnation, query: ConditionQuery, fe
             done = _write_same_failure_for_all(incarnation, query, feed_of_key, HandlerFailed(words, error))
         total.add(done)
     return total
+
+
+def _may_run_after_lock_timeout(feed: Feed, error: SQLAlchemyError) -> bool:
+    """Return whether this error is a lock timeout after which the records run in a transaction each. In careful mode they do not."""
+    return feed.mine is None and db_errors.is_lock_timeout(error)
 
 
 def _write_same_failure_for_all(incarnation: Incarnation, query: ConditionQuery, feed: Feed, failure: HandlerFailed) -> Done:
@@ -227,11 +255,15 @@ class _AnyHandlerFailed(Exception):
     Attributes:
         apart: The keys of the failing records; empty if they are not known.
         ended: The error that says that a handler ended the transaction; None if no handler did.
+        met_lock: Whether a handler, or the write of its changes, waited too long for a lock of another transaction.
     """
 
-    def __init__(self, claim: Claim, apart: Collection[PrimaryKey] = (), ended: TransactionEnded | None = None) -> None:
+    def __init__(
+        self, claim: Claim, apart: Collection[PrimaryKey] = (), ended: TransactionEnded | None = None, *, met_lock: bool = False
+    ) -> None:
         super().__init__()
         self.ended = ended
+        self.met_lock = met_lock
         self.keys = [claimed.key for claimed in claim.records]
         self.apart = frozenset(apart)
         self.cursor = claim.cursor
@@ -241,11 +273,13 @@ class _AnyHandlerFailed(Exception):
 def _run_batch_together(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
     claim: Claim | None = None
     try:
-        with incarnation.open_transaction() as tx:
+        with incarnation.open_transaction(wait=feed.lock_wait) as tx:
             claim = feed.claim_records(query, tx)
             tx.touched.of_a_backlog = feed.keys is None
             done = _run_claimed_records_together(incarnation, query, tx, claim, feed.hold_s)
     except (DBAPIError, TransactionEnded) as error:  # the COMMIT was refused, or a handler ended the transaction
+        if claim is not None and claim.records and _may_run_after_lock_timeout(feed, error):
+            raise _AnyHandlerFailed(claim, met_lock=True) from error
         if db_errors.is_no_fault_of_record(error) or claim is None or not claim.records:
             raise
         if db_errors.is_caused_by_value(error) and not query.in_turn:
@@ -272,7 +306,8 @@ def _run_claimed_records_together(incarnation: Incarnation, query: ConditionQuer
     except Exception as error:
         if db_errors.is_no_fault_of_record(error) or isinstance(error, TransactionEnded):
             raise
-        raise _AnyHandlerFailed(claim) from error
+        # the session refuses the rollback by which SQLAlchemy ends a failed flush, so `error` may be that refusal
+        raise _AnyHandlerFailed(claim, met_lock=tx.failed is not None and db_errors.is_lock_timeout(tx.failed)) from error
     still = run_handler.keys_without_progress(query, tx, works, new)
     if still:
         raise _AnyHandlerFailed(claim, still)
@@ -325,7 +360,7 @@ def _latest_due_time(claim: Claim) -> datetime | None:
 
 
 def _claim_and_run_in_savepoints(incarnation: Incarnation, query: ConditionQuery, feed: Feed) -> Done:
-    with incarnation.open_transaction() as tx:
+    with incarnation.open_transaction(wait=feed.lock_wait) as tx:
         return _run_in_savepoints(incarnation, query, tx, feed.claim_records(query, tx), feed.hold_s)
 
 

@@ -196,8 +196,8 @@ def decide_forget(
     if isinstance(decision, rules.Delete) and attempt.blocks_own_reaction and standing.condition:
         decision = rules.Delete("its condition holds for another round by now, and nothing keeps the reaction from that one any more")
     if isinstance(decision, rules.Delete) and query is None and attempt.reaction not in person.schedules:
-        # The reaction is not declared, so nobody knows whether its condition holds. A version that declares it again could repeat a call
-        # that was made. So forget that the reaction was accepted: then a person has to accept it first.
+        # The reaction is not declared, so nobody knows whether its condition holds. A version that declares the reaction again could repeat
+        # a call that was made. So this deletes the accepted condition of the reaction: a person must then accept it again.
         reaction_registry.clear_accepted_condition(tx.connection, attempt.app, attempt.reaction)
         return rules.Delete("code that declares its reaction again asks a person first, before it starts on rows that are there")
     if isinstance(decision, rules.Delete) and attempt.outcome:
@@ -305,8 +305,8 @@ def _run_in_transaction(
 
 
 def _write_changes(tx: Transaction, done: dict[Identity, ActionResult], write: Callable[[], object]) -> dict[Identity, ActionResult]:
-    """Call `write`, which writes the changes, and return the results. Before that, set attempts in a state that this version of groundstate
-    does not know to held; their results say so.
+    """Call `write`, which writes the changes, and return the results. Attempts whose state this version of groundstate does not know are
+    first set to held; the results of these attempts say so.
     """
     taken = unknown_states.hold_unknown_states(tx, [one for one, did in done.items() if did.became != "refused"])
     write()
@@ -336,11 +336,11 @@ def _apply_decision(conclusion: Conclusion, identity: Identity, standing: Attemp
 
 
 def _count_other_occurrence_as_present(query: ConditionQuery, standing: AttemptWithFacts, attempt: Attempt) -> AttemptWithFacts:
-    """Return `standing` as if the attempt and the record had the same occurrence, if the reaction declares other `occurrence=` columns now
-    than when the attempt began. Otherwise return `standing` unchanged.
+    """Return `standing` as if the attempt and the record had the same occurrence, if the reaction's `occurrence=` columns have changed
+    since the attempt began. Otherwise return `standing` unchanged.
 
-    With other columns, the two occurrences cannot be compared. The person who settles the attempt says that the outcome belongs to the
-    record.
+    Occurrences that are made of different columns cannot be compared. The person who settles the attempt says that the outcome belongs to
+    the record.
     """
     if not begun_kind.has_other_occurrence_columns(attempt.begun_with, query.spec.occurrence_columns):
         return standing

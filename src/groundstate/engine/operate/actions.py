@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 log = logging.getLogger("groundstate")
-AT_ONCE = 100  # the most attempts in one transaction of an action on all attempts of a reaction
+AT_ONCE = 100  # the most attempts that `retry_all` and `forget_all` change in one transaction
 
 
 def user_name() -> str:
@@ -139,17 +139,17 @@ def count_attempts(person: Person, reaction: str, *, failed: bool = False, basel
 
 
 def retry_all(person: Person, reaction: str, *, failed: bool = False, baseline: bool = False) -> Iterator[ActionResult]:
-    """Retry each held attempt of a reaction, and yield one result per attempt, as it is done; 'refused' if it cannot be retried now.
+    """Retry each held attempt of a reaction, and yield the result of each attempt as soon as it is known.
 
-    With `failed`, failed attempts that wait for their retry time are retried too. With `baseline`, only the rows that were left out when
-    the reaction was new are retried.
+    If an attempt cannot be retried now, its result is 'refused'. With `failed`, failed attempts that wait for their retry time are retried
+    too. With `baseline`, only the rows that were left out when the reaction was new are retried.
     """
     where = _clauses_for_bulk(person, reaction, failed=failed, baseline=baseline)
     return _run_on_all(person, reaction, where, partial(action.decide_retry, person), f"retried by {person.by}")
 
 
 def forget_all(person: Person, reaction: str, *, baseline: bool = False) -> Iterator[ActionResult]:
-    """Delete each held attempt of a reaction where that is allowed, and yield one result per attempt, as it is done.
+    """Delete each held attempt of a reaction where that is allowed, and yield the result of each attempt as soon as it is known.
 
     With `baseline`, only the attempts for rows that were left out when the reaction was new are deleted.
     """
@@ -190,7 +190,7 @@ def _run_page_by_page(person: Person, reaction: str, where: list[ColumnElement[b
             if not some:
                 return
             if any(type(part) is not str for row in some for part in row) and corrupt_rows.mend_unreadable_rows(person.incarnation):
-                continue  # SQLite may hold bytes in a text column: such rows were repaired now, so read this page again
+                continue  # SQLite can store bytes in a text column. Such rows have just been repaired, so this page is read again.
             cursor = (some[-1][0], some[-1][1])
             for did in action.run_action_on_attempts(person, reaction, [(person.app, reaction, row[0], row[1]) for row in some], deed):
                 count += did.done
@@ -245,7 +245,7 @@ def _find_identity(person: Person, reaction: str, record: str, occurrence: str |
 def _canonical_record_text(person: Person, reaction: str, record: str) -> str:
     """Return the text by which attempts name this record.
 
-    This is the given text if some attempt has exactly this text, since an older version may have written the key in another form.
+    An older version may have written the key in another form. So the given text is returned unchanged if an attempt has exactly this text.
     """
     query = person.queries.get(reaction)
     if query is None or _has_attempt(person, reaction, record):

@@ -230,8 +230,8 @@ def _find_repeated_keys(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
 
 
 def _find_unsaid_key_names(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for renamed reactions whose old name, which is part of idempotency keys, is known only to this database, and is not in
-    the source.
+    """Yield advice for each renamed reaction whose old name is stored in this database and is not in the source. The old name matters,
+    since it is part of idempotency keys.
     """
     specs = [query.spec for query in queries]
     for app in dict.fromkeys(spec.app for spec in specs):
@@ -242,7 +242,9 @@ def _find_unsaid_key_names(connection: Connection, queries: Sequence[ConditionQu
 
 
 def _find_uncalled_listeners(database: Database) -> Iterator[Finding]:
-    """Yield advice for each listener of the application's engine that sets up transactions, since groundstate's engine does not call it."""
+    """Yield advice for each listener that the application registered on its engine, and that prepares transactions: groundstate's own
+    engine does not call this listener.
+    """
     for name in database.settings.carried.unheard:
         words = f"the engine's listener {name} is not called for transactions of groundstate, so that handlers run without what it sets up"
         yield Finding("advice", "listener", "engine", words, "do it in a listener for 'connect', or in the handler by its session")
@@ -251,7 +253,8 @@ def _find_uncalled_listeners(database: Database) -> Iterator[Finding]:
 def _find_unnamed_lookups(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
     """Yield advice for lookups without a name, such as lambdas.
 
-    An attempt remembers the name of its lookup, so that a later version with another lookup is noticed; without a name it is not.
+    An attempt remembers the name of its lookup. So groundstate notices if a later version has another lookup. It cannot notice this if the
+    lookup has no name.
     """
     by_call = {id(query.spec.call): query.spec for query in reversed(queries)}
     for spec in reversed(by_call.values()):
@@ -302,7 +305,8 @@ def _find_reactions_that_block_others(queries: Sequence[ConditionQuery]) -> Iter
 
 
 def _find_reused_keys(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for each SQLite table that uses an id twice: if the row with the highest id is deleted, the next new row gets this id.
+    """Yield advice for each SQLite table in which two rows can get the same id: if the row with the highest id is deleted, the next new row
+    gets this id.
 
     Calls for the new record would have the idempotency keys of the deleted record (hazard 46).
     """
@@ -427,7 +431,7 @@ def _value_of_sqlite_default(database: Database, connection: Connection, column:
 
 # ---- models --------------------------------------------------------------------------------------------------------------------
 def _find_tables_without_version(queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield advice for each table without a version column that several reactions write.
+    """Yield advice for each table that several reactions write, and that has no version column.
 
     An object that the application loaded before may be stale, and would overwrite what a reaction changed (hazard 23).
     """

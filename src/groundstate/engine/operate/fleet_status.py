@@ -1,4 +1,5 @@
-"""Gives an overview of one database: its workers, with whether each is alive, and for each reaction its attempts and the rows that wait.
+"""Gives an overview of one database: which workers it has, and which of them are alive. The overview also shows the attempts of each
+reaction, and the rows that wait.
 
 All counts are bounded, so that `status` and the metrics may ask for the overview often. pending.py lists single rows, and what each waits
 for. This module runs only SELECTs.
@@ -32,7 +33,9 @@ STATES = tuple(str(state) for state in State)
 
 @dataclass(frozen=True)
 class AttemptCount:
-    """The attempts of one reaction in one state: how many there are, and since when the oldest of them exists (None if not known)."""
+    """The attempts of one reaction in one state: their number, and the time since which the oldest of them exists (None if it is not
+    known).
+    """
 
     count: int = 0
     since: datetime | None = None
@@ -56,10 +59,10 @@ class ReactionSeen:
     waits: bool = False  # whether the reaction waits until a person says if the database was restored from a backup
     asked: bool = True  # False if the condition cannot be queried here, for example because a table is missing
     unseen: str | None = None  # why its rows cannot be seen (a session locks a table, or the query fails); None if they can
-    # a warning if some due time is stored in a wrong format (SQLite), so that its record is not carried out when it is due; None if all due
-    # times are right, or without `liveness`
+    # A warning if some due time is stored in a wrong format (SQLite): its record is not carried out when it is due. None if all due times
+    # are right, or if `liveness` is not given.
     odd_time: str | None = None
-    # why no worker carries out the reaction here, such as a missing column; None if nothing prevents that, or without `liveness`
+    # why no worker carries out the reaction here, such as a missing column; None if nothing prevents it, or if `liveness` is not given
     lacks: str | None = None
 
 
@@ -88,12 +91,12 @@ def build_overview(
 ) -> Overview:
     """Return the overview of one database.
 
-    With `liveness` the overview also shows which workers are alive and which reactions wait to be accepted; None leaves both out. Of each
-    reaction, at most `most` rows are counted.
+    With `liveness` the overview also shows which workers are alive and which reactions wait to be accepted. Without it, both are left out.
+    At most `most` rows of each reaction are counted.
     """
     for query in queries:
         if query.in_turn:
-            query.evaluate_clauses_in_any_order()  # the rows for which this condition raised an error may have been mended since
+            query.evaluate_clauses_in_any_order()  # the rows for which this condition raised an error may have been corrected since
     try:
         return _query_overview(app, database, queries, schedules, liveness=liveness, most=most, apart=False)
     except Exception as error:
@@ -184,7 +187,7 @@ def _read_reaction(looked: ReportContext, query: ConditionQuery, most: int) -> R
 
 
 def _count_attempts(looked: ReportContext) -> tuple[dict[str, dict[str, AttemptCount]], dict[str, int]]:
-    """Return a pair: the counts of attempts by reaction and state, and by undeclared reaction the number of its attempts. Baselines (rows
+    """Return a pair: the counts of attempts by reaction and state, and the number of attempts of each undeclared reaction. Baselines (rows
     that were left out when a reaction was new) are not counted.
     """
     mine = and_(table.c.app == looked.app, not_(attempts.is_baseline))

@@ -32,8 +32,8 @@ Cursor = tuple[str, str, str]  # reaction, record and occurrence of the last att
 class Filter:
     """Selects held attempts by their fields. A field that is None does not narrow the selection.
 
-    Rows that were left out when a reaction was new (baselines) are held attempts too. `baseline` says whether the filter selects only
-    baselines, or only other attempts.
+    Baselines are held attempts too: each marks a row that was left out when its reaction was new. If `baseline` is True, the filter selects
+    only baselines. If it is False, the filter selects no baselines.
     """
 
     reaction: str | None = None
@@ -51,7 +51,7 @@ class Held:
     Attributes:
         unsure: Whether a call may have been made whose result is not known.
         key: The idempotency key with which the calls are made; None if the reaction makes no call.
-        absent_from: When a person may settle it as absent (no call was made) at the earliest; None if it is not `unsure`.
+        absent_from: The earliest time at which a person may settle it as absent (no call was made); None if it is not `unsure`.
         can: The actions that are possible now: 'retry', 'settle --absent', 'settle --outcome' and 'forget'.
     """
 
@@ -96,8 +96,9 @@ def read_held_page(
     after: Cursor | None = None,
     limit: int = PAGE,
 ) -> Page:
-    """Return one page of an app's held attempts in one database, ordered by reaction, record and occurrence. `after` is `more` of the page
-    before; None for the first page.
+    """Return one page of an app's held attempts in one database, ordered by reaction, record and occurrence.
+
+    To read the page that follows another page, pass the other page's `more` as `after`. For the first page, `after` is None.
     """
     wanted = which or Filter()
     where = _clauses_of_filter(app, wanted)
@@ -148,7 +149,7 @@ def _attempts_whose_condition_holds(
     """Return the identities of the attempts whose record still matches the condition with the same occurrence. If such an attempt were
     deleted, a new call would be made.
 
-    An attempt is included too if this cannot be checked.
+    If the condition cannot be checked for an attempt, the attempt is included too.
     """
     some: dict[str, list[Attempt]] = {}
     for one in found:
@@ -174,7 +175,7 @@ def _attempts_whose_condition_holds(
 
 
 def _read_current_occurrences(connection: Connection, query: ConditionQuery, found: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
-    """Yield one pair (record, its occurrence now), both as text, per record of these attempts for which the condition holds."""
+    """Yield the pair (record, its present occurrence), both as text, for each record of these attempts that matches the condition."""
     wanted = [key for text in {one.record for one in found} if (key := query.keys.key_from_text_or_none(text)) is not None]
     size = len(query.keys.key_attributes)
     for first in range(0, len(wanted), ASKED_AT_ONCE):
@@ -208,7 +209,7 @@ def _describe_held(
 
 
 def _possible_actions(one: Attempt, terms: Terms, now: datetime, *, declared: bool, holds: bool) -> tuple[str, ...]:
-    """Return the actions that rules/attempt.py allows now, of 'retry', 'settle --absent', 'settle --outcome' and 'forget'."""
+    """Return which of 'retry', 'settle --absent', 'settle --outcome' and 'forget' the rules in rules/attempt.py allow now."""
     can, facts = [], rules.Facts(exists=holds, holds=holds)
     as_text = one.outcome is not None and outcome_json.is_text_only(outcome_json.first_and_rest(one.outcome)[0])
     if declared and not as_text and not isinstance(rules.apply_retry_command(one, terms, now), rules.Refuse):

@@ -1,9 +1,11 @@
 """Finds open attempts of other apps on this database if no worker of the other app is alive, so that nobody settles the attempts. It only
 reads.
 
-If an app's name was changed only in the source, groundstate takes it for another app, and its open attempts stay with the old name. An app
-that was stopped on purpose looks the same. Some of these attempts are on tables of this app, or belong to a reaction that this app declares
-too. They keep this app from carrying out their records, and are reported with the cure. The other attempts are logged at level INFO.
+If an app's name was changed only in the source, groundstate takes the app for a new one, and the open attempts stay with the old name. An
+app that was stopped on purpose cannot be told apart from this case.
+
+Open attempts of another app concern this app if they are on one of its tables, or belong to a reaction that it declares too: this app
+cannot carry out their records. These attempts are reported with the cure. All other open attempts are logged at level INFO.
 """
 
 from __future__ import annotations

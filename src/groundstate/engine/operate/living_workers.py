@@ -19,6 +19,7 @@ from groundstate.store import tables
 from groundstate.store.port import Database, Liveness
 
 ADOPTABLE = ("begun", "doubt")  # the states of attempts that a worker takes over from a worker that ended
+LOCKS_SHOWN = 5  # the most waits for locks that are described, and the most records that each description names
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class WorkerSeen:
         host: Its host; None if the incarnation ended cleanly and deleted its row, so that only its attempts are left.
         ended_at: When another worker found that the incarnation had ended uncleanly; None if no worker found that.
         left: The number of its attempts that are begun or in doubt.
-        server: JSON that identifies the server on which the incarnation took its lock, and the start of this server; None on SQLite, and
-        for workers of older versions.
-        known_in_s: The most seconds until it is known whether the incarnation is alive, if its lock is free after a restart or change of
-        the server; else None.
+        server: JSON that identifies the server on which the incarnation took its lock, and says when that server was started; None on
+        SQLite, and for workers of older versions.
+        known_in_s: In at most this number of seconds it will be known whether the incarnation is alive. The value is set only if a restart
+        or change of the server has freed the lock; otherwise it is None.
         says: What it reports of itself; empty if it is not alive.
     """
 
@@ -52,11 +53,15 @@ class WorkerSeen:
 
     @property
     def has_ended_cleanly(self) -> bool:
-        """Return whether the worker ended cleanly and so deleted its row. An attempt that it left was cut off then, or was in doubt."""
+        """Return whether the worker ended cleanly and so deleted its row.
+
+        If attempts of the worker are left, their calls were cut off at its end, or they were in doubt already.
+        """
         return self.host is None and self.pid is None and self.began_at is None
 
 
-_TOLD = {one.name for one in fields(WorkerSeen)} - {"says"}  # the columns of a worker's row that become fields unchanged
+# the columns of a worker's row whose values are copied unchanged to the fields of the same names
+_TOLD = {one.name for one in fields(WorkerSeen)} - {"says"}
 
 
 def liveness_in_words(one: WorkerSeen) -> str:
@@ -104,7 +109,7 @@ def read_workers(database: Database, connection: Connection, liveness: Liveness)
 def workers_of_app(app: str, seen: Sequence[WorkerSeen]) -> list[WorkerSeen]:
     """Return the workers of this app, and the workers whose app is not known.
 
-    Workers of other apps take over attempts of this app, but carry out none of its reactions.
+    Workers of other apps are left out: they may take over attempts of this app, but they carry out none of its reactions.
     """
     return [one for one in seen if one.app is None or one.app == app]
 
@@ -119,6 +124,16 @@ def reactions_that_all_workers_lack(seen: Sequence[WorkerSeen]) -> dict[str, str
     return {name: why for name, why in each[0].items() if all(name in other for other in each)} if each else {}
 
 
+def handler_locks_in_words(seen: Sequence[WorkerSeen]) -> list[str]:
+    """Return a sentence for each lock of another transaction for which the handlers of these workers wait; the last one counts the rest."""
+    found = list(dict.fromkeys(lock for incarnation in seen for lock in incarnation.says.locks))
+    words = []
+    for lock in found[:LOCKS_SHOWN]:
+        records = f" on {', '.join(lock.records[:LOCKS_SHOWN])}" + (", ..." if len(lock.records) > LOCKS_SHOWN else "")
+        words.append(f"{lock.reaction}{records if lock.records else ''} waits: {lock.why}; it is tried again by itself.")
+    return words + ([f"And {len(found) - LOCKS_SHOWN:,} more wait for locks."] if len(found) > LOCKS_SHOWN else [])
+
+
 def workers_that_begin_work(seen: Sequence[WorkerSeen]) -> list[WorkerSeen]:
     """Return the workers that may be alive and that begin new work."""
     return [one for one in seen if one.alive is not False and not (one.says.waits_for_go or one.says.drains)]
@@ -127,8 +142,8 @@ def workers_that_begin_work(seen: Sequence[WorkerSeen]) -> list[WorkerSeen]:
 def mark_possible_reconnects(database: Database, connection: Connection, found: Sequence[WorkerSeen]) -> list[WorkerSeen]:
     """Return the workers, with `alive` set to None for each worker that may still reconnect after a restart of the server freed its lock.
 
-    Workers may reconnect for some seconds after the server's start. The first worker that is connected again waits some seconds for the
-    others; if no worker is connected after that time, none came back.
+    Workers have some seconds after the server's start to reconnect. The first worker that has reconnected waits some seconds for the other
+    workers. If no worker is connected when these seconds are over, all workers count as dead.
     """
     freed = [one.id for one in found if one.alive is False and one.ended_at is None and one.server is not None]
     if not freed:

@@ -2,7 +2,7 @@
 
 An attempt's column `blocks` has the name that the table had at the time of the call. If only today's table exists, the table was renamed or
 moved to another schema, and the next start writes the new name into the attempts. If both tables exist, it is not known which table is
-right, and the log asks a person.
+right, and a log line asks a person to decide.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ log = logging.getLogger("groundstate")
 
 @dataclass(frozen=True)
 class CallsOnOtherTable:
-    """Calls of one reaction, in flight or in doubt, on records of another table (`was`) than the reaction's table today (`now`).
+    """Calls of one reaction, in flight or in doubt, whose records are in a former table of the reaction.
 
-    `gone` is True if the table `was` does not exist any more.
+    `was` is the name of the former table, and `now` the name of the reaction's table today. `gone` is True if the former table does not
+    exist any more.
     """
 
     reaction: str
@@ -48,8 +49,9 @@ class CallsOnOtherTable:
 
 
 def find_calls_on_other_tables(connection: Connection, app: str, queries: Sequence[ConditionQuery]) -> Iterator[CallsOnOtherTable]:
-    """Yield one item for each pair of a reaction and a table other than its table today, if the reaction has calls in flight or in doubt on
-    that table. Leave out a reaction whose table today does not exist in this database yet.
+    """Yield one item for each reaction and each former table on which the reaction has calls in flight or in doubt.
+
+    A reaction is left out if the table on which it is declared today does not exist in this database yet.
     """
     by_name = {query.spec.name: query for query in queries}
     mine = and_(attempt.c.app == app, attempt.c.reaction.in_(sorted(by_name)), attempt.c.blocks.is_not(None), is_blocking)
@@ -67,8 +69,8 @@ def find_calls_on_other_tables(connection: Connection, app: str, queries: Sequen
 
 
 def update_renamed_tables(worker_state: WorkerState) -> None:
-    """Write a table's new name into attempts if the table was renamed; log a warning if tables of both names exist. Call it at a worker's
-    start, before it locks any record.
+    """Write a table's new name into attempts if the table was renamed; log a warning if tables of both names exist. Call this at a
+    worker's start, before the worker locks any record.
     """
     queries = [queue.query for queue in worker_state.queues]
     with worker_state.database.reading() as connection:

@@ -1,7 +1,7 @@
 """Explains what one reaction does next on one record, and what keeps the reaction from being carried out now. It runs only SELECTs.
 
 It considers first the record, the reaction's own attempt and the attempts of other reactions, then whether workers carry out the reaction
-at all, and then what keeps them from it now (obstacles.py).
+at all, and then what keeps workers from carrying it out now (obstacles.py).
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ CALLING = ("repeat", "same_key", "lookup")  # policies by which an attempt in do
 
 @dataclass(frozen=True)
 class WaitsFor:
-    """What keeps a reaction from a record: an attempt of another reaction, the reaction's own attempt of another occurrence, a held attempt
-    on a child record, or an earlier record that `in_order` puts first.
+    """What keeps a reaction from being carried out for a record.
 
-    `round` is the occurrence of the reaction's own attempt, else None. If this attempt is held, `person` is the command that settles it.
+    This is an attempt of another reaction, the reaction's own attempt of another occurrence, a held attempt on a child record, or a record
+    that has to be carried out earlier (`in_order`). If it is the reaction's own attempt, `round` is the attempt's occurrence; otherwise
+    `round` is None. If the reaction's own attempt is held, `person` is the command that settles the attempt.
     """
 
     reaction: str
@@ -52,8 +53,8 @@ class WaitsFor:
 class RecordContext:
     """The data from which each reaction on one record is explained.
 
-    `standing` has the attempts on the record. `waiting` names the reactions that wait since the database may have been restored. `unseen`
-    says, by reaction, why its rows cannot be queried. `lacking` says, by reaction, why no worker carries out the reaction here.
+    `standing` has the attempts on the record. `waiting` names the reactions that wait because the database may have been restored. `unseen`
+    maps a reaction to the reason why its rows cannot be queried. `lacking` maps a reaction to the reason why no worker carries it out here.
     """
 
     database: Database
@@ -71,8 +72,11 @@ class RecordContext:
 
 @dataclass(frozen=True)
 class ReactionCase:
-    """The state of one reaction on the record. `key` is None if the record does not exist. `mine` is the reaction's own attempt, or None.
-    `no_due` is a phrase on a due column whose value is no time, and `unread` a phrase on columns that cannot be read; both may be None.
+    """The state of one reaction on the record.
+
+    `key` is None if the record does not exist. `mine` is the reaction's own attempt, or None. If the value of the due column is no time,
+    `no_due` is a phrase that says so; otherwise it is None. If some columns cannot be read, `unread` is a phrase that says so; otherwise it
+    is None.
     """
 
     query: ConditionQuery
@@ -86,8 +90,9 @@ class ReactionCase:
     unread: str | None
 
     def query_if_expired(self, now: datetime) -> ConditionQuery | None:
-        """Return the query for expired records if this record has expired by the time `now`, so that its `expired` handler runs instead of
-        the reaction; else None.
+        """Return the query for expired records if this record has expired by the time `now`; otherwise None.
+
+        For an expired record, the `expired` handler runs instead of the reaction.
         """
         due = self.query.spec.due
         return self.query.query_for_expired if due is not None and self.due is not None and due.is_expired(self.due, now) else None
@@ -121,7 +126,7 @@ def _next_step_without_attempt(looked: RecordContext, case: ReactionCase, key: P
     if timed is not None:
         return timed
     late = case.query_if_expired(looked.now)
-    waits = [one for one in case.waits if late is None or one.standing != IN_LINE]  # an expired record waits for no earlier one
+    waits = [one for one in case.waits if late is None or one.standing != IN_LINE]  # no order applies to expired records
     if waits:
         return _waits_in_words(waits[0]), None
     kept = _reason_not_carried_out(looked, case.query, key)
@@ -179,8 +184,8 @@ def _reason_not_carried_out(looked: RecordContext, query: ConditionQuery, key: P
     """Return a phrase on why workers do not carry out the reaction at all: the database lacks something, or the reaction is not accepted.
     Return None if workers carry it out.
 
-    If the reaction only waits for the next worker to start, which will accept it without a person, return a phrase on this too. But with
-    `loud`, return None in this case.
+    The reaction may only wait for the next start of a worker, which will accept it without a person. Then return a phrase that says so, or
+    None if `loud` is True.
     """
     if query.spec.name in looked.lacking:
         return f"not carried out: {looked.lacking[query.spec.name]}"

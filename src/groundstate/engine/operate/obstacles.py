@@ -152,6 +152,7 @@ def _find_all_hindrances(
     if busy and len(busy) >= len(workers.able_workers):
         yield Hindrance(f"waits for {busy[0]}: nothing else is carried out by that worker meanwhile")
     if not query.takes_expired_records:  # workers report nothing about `expired` handlers
+        yield from _hindrance_of_handler_lock(workers, query, key)
         yield from _hindrances_reported_by_workers(workers, query)
     if calls and query.spec.call is not None:
         yield from _hindrances_of_service(workers, query.spec.call.service, _tenant_of_record(workers.connection, query, key))
@@ -176,6 +177,14 @@ def _hindrance_of_row_lock(workers: Workers, query: ConditionQuery, key: Primary
         if not one.ours:
             since = lock_waits.since_in_words(one.since)
             yield Hindrance(f"waits until pid {one.pid} ({one.who}) unlocks its row, which a transaction{since} has locked")
+
+
+def _hindrance_of_handler_lock(workers: Workers, query: ConditionQuery, key: PrimaryKey | None) -> Iterator[Hindrance]:
+    """Yield a hindrance if some worker reports that the handler met a lock of another transaction, for this record or for all records."""
+    record = None if key is None else query.keys.record_text(key)
+    for lock in (lock for incarnation in workers.able_workers for lock in incarnation.says.locks):
+        if lock.reaction == query.spec.name and (not lock.records or record in lock.records):
+            yield Hindrance(f"waits: {lock.why}; it is tried again by itself")
 
 
 def _hindrances_reported_by_workers(workers: Workers, query: ConditionQuery) -> Iterator[Hindrance]:

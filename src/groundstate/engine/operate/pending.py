@@ -39,7 +39,8 @@ from groundstate.values.keys import NoValue
 SHOWN = 20  # the most attempts of each kind that are listed; all are counted
 OLDEST = 3  # the most ready records of each reaction that are named
 BLOCKERS_MOST = 1_000  # the most attempts that are read to find the records that they block
-IN_LINE_SHOWN = 10  # the most ready records of a reaction with `in_order` for which it is checked whether they wait for an earlier record
+# A reaction with `in_order` may have many ready records. At most this many are examined for an earlier record that must come first.
+IN_LINE_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class ToDo:
     table: str
     condition: str
     rows: int
-    at_least: bool  # whether there may be more rows than `rows`, since counting stopped there
-    oldest: tuple[str, ...]  # the records with the lowest keys or, with due times, the earliest due times
+    at_least: bool  # whether there may be more rows than `rows`, because counting stopped at a limit
+    oldest: tuple[str, ...]  # the records with the earliest due times; without due times, those with the lowest keys
     starts: bool  # False if the reaction is new or changed, and a person must accept it first
     overdue_since: datetime | None = None  # when the first of these rows became due; None without a due time
     too_late: int = 0  # number of rows that were not carried out within `valid_for`, and go to the `expired` handler
@@ -72,7 +73,8 @@ class OpenAttempt:
     standing: str  # its state as a phrase, such as 'in doubt'
     next: str  # a phrase on what happens next
     next_at: datetime | None  # when the next step happens; None if not known
-    settled_from: datetime | None  # when a call in doubt can be settled at the earliest; None: at once, or the attempt is not in doubt
+    # the earliest time at which a call in doubt can be settled; None if it can be settled at once, or if the attempt is not in doubt
+    settled_from: datetime | None
     key_kept_until: datetime | None  # until when a call in doubt may be repeated with its idempotency key; None if there is no such limit
     since: datetime  # when its first try began; after a person's `retry`, the next try counts as the first
     tries: str
@@ -87,7 +89,8 @@ class WaitingRecord:
     """A record on which a reaction is not carried out yet, since it waits for an attempt of another reaction, for its own attempt of
     another occurrence, or for its turn.
 
-    `round` is the occurrence of the reaction's own attempt, else None. If this attempt is held, `person` is the command that settles it.
+    If the record waits for the reaction's own attempt, `round` is the attempt's occurrence; otherwise it is None. If that attempt is held,
+    `person` is the command that settles it.
     """
 
     reaction: str
@@ -116,7 +119,7 @@ class Pending:
     # for each reaction that no worker carries out here: what is lacking, such as a column or privilege, and the cure
     lacks: Mapping[str, str]
     newcomers: tuple[UnacceptedReaction, ...]
-    suspects: tuple[str, ...]  # reactions whose calls begin as attempts in doubt, since the database went back in time
+    suspects: tuple[str, ...]  # reactions whose calls begin as attempts in doubt, because the database went back in time
     waiting: tuple[str, ...]  # reactions that wait until a person says whether the database was restored from a backup
     undeclared: Mapping[str, int]  # for each reaction that the application does not declare here, the number of its open attempts
     baseline: int  # number of rows that were left out when their reaction was new
@@ -158,9 +161,9 @@ def build_pending_report(  # noqa: PLR0913  # an app's database and declarations
 ) -> Pending:
     """Return the report on one database of an app.
 
-    `queries` and `schedules` are those of the app. `rested` has the states that the app declared to be at rest, as pairs (class, clause);
-    if it is None, the report does not list unanswered states. `shown` is the most attempts of each kind that are listed. `then`, if given,
-    is the time for which `queries` were made: the report says what is due at that time.
+    `queries` and `schedules` are those of the app. `rested` has the states that the app declared with `at_rest`, as pairs (class, clause);
+    if it is None, the report does not list unanswered states. At most `shown` attempts of each kind are listed. If `then` is given, the
+    report says what is due at that time, for which `queries` must have been made.
     """
     with database.reading(wait=lock_waits.SEEN_WITHIN) as connection:
         now = connection.execute(select(database.now())).scalar_one()
@@ -247,8 +250,9 @@ def _read_to_do(looked: ReportContext, query: ConditionQuery) -> ToDo:
 
 
 def read_ready_rows(looked: ReportContext, query: ConditionQuery, most: int = COUNTED_MAX) -> tuple[int, list[PassCursor]]:
-    """Return a pair: how many rows are to be carried out, counted up to `most`, and a list of the due time and key of each of the first
-    rows.
+    """Return a pair: the number of rows that are to be carried out, and a list with the first few of them.
+
+    Counting stops at `most`. Each item of the list has the row's due time, if the reaction has due times, and its key.
     """
     if query.attempts.has_no_blocking_attempt is None:
         return _count_ready_rows_in_python(looked, query, most)
@@ -271,9 +275,9 @@ def _add_due_times(looked: ReportContext, query: ConditionQuery, to_do: ToDo) ->
 
 
 def _count_ready_rows_in_python(looked: ReportContext, query: ConditionQuery, most: int) -> tuple[int, list[PassCursor]]:
-    """Return the same pair as `read_ready_rows`, but leave out rows with attempts in Python, after their keys were read.
+    """Return the same pair as `read_ready_rows`. Call it if SQL cannot produce the text of the reaction's keys.
 
-    Call it if SQL cannot produce the text of the reaction's keys.
+    The query also returns rows that have attempts. Python code removes these rows from the result.
     """
     spec = query.spec
     mine = and_(table.c.app == spec.app, table.c.reaction == spec.name)
@@ -388,9 +392,9 @@ def _records_waiting_in_line(looked: ReportContext, query: ConditionQuery) -> li
 
 
 def _key_of_earlier_record(looked: ReportContext, query: ConditionQuery, key: PrimaryKey) -> PrimaryKey | None:
-    """Return the key of the record that must be carried out before this record, by `in_order`; None if there is none.
+    """Return the key of the record that must be carried out before this record, by `in_order`.
 
-    Also return None if a key or the order's value cannot be read: a worker reports such a record.
+    Return None if there is no such record, or if a key or a value of `in_order` cannot be read. A worker reports an unreadable record.
     """
     if any(isinstance(value, NoValue) for value in key):
         return None
@@ -429,7 +433,7 @@ def _records_waiting_for_attempts(
 
 
 def _read_ready_records(looked: ReportContext, query: ConditionQuery, columns: Sequence[Any], wanted: Sequence[PrimaryKey]) -> list[Any]:
-    """Return one row with these columns for each wanted record that is ready. Records with a value that cannot be loaded are left out."""
+    """Return the values of `columns` for each wanted record that is ready. Leave out a record if one of the values cannot be loaded."""
     try:
         return list(looked.connection.execute(select(*columns).where(query.condition.is_ready, query.keys.has_key_among(wanted))))
     except Exception as error:

@@ -52,9 +52,10 @@ class Planned:
         fewer: The number of rows that match only the accepted condition; None if they cannot be counted.
         starts: Whether the reaction starts without the consent of a person.
         needs: What a person must say first; None if nothing.
-        both: Whether, until a person accepts the reaction, rows that match both conditions are carried out.
+        both: Whether rows that match both conditions are carried out until a person accepts the reaction.
         lacks: What the record's class declares and this database does not have; None if nothing.
-        would_hold: Reasons, with cures, why this version would hold calls in flight or in doubt, or not conclude outcomes that are held.
+        would_hold: Reasons, each with its cure, why this version would hold calls in flight or in doubt, or would leave held outcomes
+        as they are.
         not_loaded: The outcomes that this version cannot give to its handler, each with the reason.
     """
 
@@ -94,7 +95,7 @@ class Plan:
     refused: tuple[str, ...]
     waiting: tuple[str, ...] = ()  # reactions that wait for a person, since the database may have been restored from a backup
     others: tuple[LeftByOther, ...] = ()  # open attempts of other apps that have no worker alive
-    # messages on open calls whose records are in another table than their reaction's table today, if both tables exist
+    # messages on open calls whose records are in a former table of the reaction, if the former table and today's table both exist
     elsewhere: tuple[str, ...] = ()
 
     @property
@@ -182,8 +183,8 @@ def _plan_reaction(connection: Connection, query: ConditionQuery, before: Known 
 
 
 def _conditions_to_compare(query: ConditionQuery, was: str | None) -> tuple[str, str | None]:
-    """Return the pair (declared condition, accepted condition or None) for display. If both exist, each is on one line, so that the
-    difference is easy to see.
+    """Return the texts of the declared condition and of the accepted condition, for people. The second is None if `was` is None. If both
+    exist, each text is on one line, so that a person sees the difference.
     """
     return (query.texts.condition_for_people, None) if was is None else (one_line(query.texts.condition_text), one_line(was))
 
@@ -255,8 +256,9 @@ _is_held_outcome = and_(attempt.c.state == "held", attempt.c.unsure.is_(False), 
 
 
 def _count_by_begun_with(connection: Connection, app: str, those: ColumnElement[bool]) -> dict[str, dict[str | None, int]]:
-    """Return the number of these attempts, by reaction and then by the text in `begun_with`: the service, call, lookup and policy with
-    which the call was begun.
+    """Return how many of these attempts there are for each reaction and each text in the column `begun_with`.
+
+    The text names the service, call, lookup and policy with which an attempt's call was begun.
     """
     told = select(attempt.c.reaction, attempt.c.begun_with, func.count()).where(attempt.c.app == app, those)
     found: dict[str, dict[str | None, int]] = {}
@@ -266,9 +268,9 @@ def _count_by_begun_with(connection: Connection, app: str, those: ColumnElement[
 
 
 def _reasons_to_hold_calls(spec: ReactionSpec, begun: Mapping[str | None, int]) -> tuple[str, ...]:
-    """Return the reasons why this version would hold calls that another version began; one is that they went to a different service.
+    """Return the reasons why this version would hold calls that another version began, for example that the service is another one.
 
-    begun: the number of such calls for each value of `begun_with` (rules/begun_kind.py).
+    begun: the number of these calls for each value of `begun_with` (rules/begun_kind.py).
     """
     terms, counts = spec.terms, Counter[tuple[str, str]]()
     for said, count in begun.items():
@@ -284,7 +286,7 @@ def _reasons_to_leave_outcomes_held(spec: ReactionSpec, held: Mapping[str | None
     """Return the reasons why this version does not conclude some held outcomes: their calls were begun when the reaction declared other
     `occurrence=` columns than today.
 
-    It is not known to which of today's occurrences such an outcome belongs, so this version does not carry out its record.
+    It is not known to which of today's occurrences such an outcome belongs, so this version does not run the handler for its record.
     """
     if spec.repeats:
         return ()
@@ -300,7 +302,7 @@ def _reasons_to_leave_outcomes_held(spec: ReactionSpec, held: Mapping[str | None
 
 
 def _cures_in_words(was: Kind, terms: Terms) -> str:
-    """Return a text on what a person can do instead of letting the older version settle the calls; "" if nothing."""
+    """Return a text with further cures, besides that workers of the older version settle the calls; "" if there are none."""
     today = terms.kind
     if today is None or was.service is None or was.occurrence != today.occurrence:
         return ""
@@ -323,7 +325,7 @@ def _held_in_words(reason: str, cures: str, count: int) -> str:
 
 
 def _names_of_recorded_schedules(connection: Connection, app: str) -> set[str]:
-    """Return the names of the schedules for which this database has recorded how far they were carried out."""
+    """Return the names of the schedules of which this database stores a cursor (the time of the last tick)."""
     named = select(reaction.c.name).where(reaction.c.app == app, reaction.c.mark.is_not(None), reaction.c.name != "")
     return set(connection.execute(named).scalars())
 

@@ -42,8 +42,9 @@ class Renamed:
 
 @dataclass(frozen=True)
 class Trusted:
-    """The names of the reactions that are trusted again, and how many of their attempts are in doubt (workers settle these by the
-    reactions' policies), and held (these wait for a person).
+    """The names of the reactions that are trusted again, with two counts of their attempts.
+
+    `in_doubt` counts attempts that workers settle by the reactions' policies. `held` counts attempts that wait for a person.
     """
 
     reactions: tuple[str, ...]
@@ -54,8 +55,8 @@ class Trusted:
 def trust_reactions(person: Person, name: str | None = None) -> Trusted:
     """Mark one reaction as trusted, or every reaction if `name` is None. Call it after a person has checked the data that was restored.
 
-    From now on, calls of a trusted reaction no longer begin as attempts in doubt. Some reactions may wait because it is not known whether
-    the database was restored from a backup. For these, record that it was not restored, so that they go on.
+    From now on, calls of a trusted reaction no longer begin as attempts in doubt. A reaction may also wait because it is not known
+    whether the database was restored from a backup. This function ends that wait too.
 
     Raises:
         NotFoundError: The app has no such reaction.

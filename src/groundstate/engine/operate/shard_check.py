@@ -23,7 +23,7 @@ from groundstate.rules.specs import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.values.errors import StoreRefusedError
 
-SAMPLE = 1_000  # how many of the lowest keys, and how many of the highest keys, of a table are looked up on the other shards
+SAMPLE = 1_000  # the number of a table's lowest keys, and also of its highest keys, that are looked up on the other shards
 _SERVER = text("""
     SELECT (SELECT system_identifier FROM pg_control_system())::text, current_database(), to_regclass('groundstate_attempt')::oid::bigint,
            pg_postmaster_start_time()::text
@@ -59,13 +59,13 @@ def identify_database(database: Database) -> Any:
 # ---- how a database numbers its rows ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class NumberSeries:
-    """The numbers that a database gives to the rows of a table: `one` is some number of the series, and `step` the distance to the next."""
+    """The numbers that a database gives to the rows of a table. `one` is any of them, and `step` the distance between two of them."""
 
     step: int
     one: int
 
     def has_common_number(self, other: NumberSeries) -> bool:
-        """Return whether some number is in both series, however far they go."""
+        """Return whether some number is in both series. The series are taken as endless."""
         return (self.one - other.one) % math.gcd(self.step, other.step) == 0
 
 
@@ -82,7 +82,7 @@ def read_numbering(database: Database, connection: Connection, table: Table) -> 
     if row is None:
         return None
     step, last, start, sequence, may_read = row
-    if last is None and may_read:  # the sequence gave out no number yet, and may have been set to another start
+    if last is None and may_read:  # no number was taken from the sequence yet, but a person may have changed its start
         last = connection.execute(text(f"SELECT last_value FROM {sequence}")).scalar_one()  # noqa: S608  # quoted by PostgreSQL
     return NumberSeries(int(step), int(start if last is None else last))
 
@@ -163,8 +163,9 @@ def _cure_in_words(database: Database, table: Table, count: int) -> str:
 
 # ---- keys that two shards have -------------------------------------------------------------------------------------------------------
 def check_shards(shards: Mapping[str, tuple[Database, Sequence[ConditionQuery]]]) -> list[Finding]:
-    """Compare the shards, and return a finding for each table of which two shards have equal keys already (in a sample), or give out equal
-    keys later.
+    """Compare the shards, and return findings about tables in which two shards have equal keys, or will give out equal keys later.
+
+    Existing keys are compared only in a sample.
     """
     found: list[Finding] = []
     for table, queries in _queries_by_table(shards).items():

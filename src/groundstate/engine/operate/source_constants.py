@@ -41,10 +41,10 @@ def attributes_set_per_path(handler: Callable[..., Any]) -> list[dict[str, Any]]
 
 
 def find_shared_row_update(handler: Callable[..., Any], session: str | None) -> str | None:
-    """Return the target `other.attribute` of the handler's first `other.attribute += ...` where `other` came from its record or session;
-    None if there is no such statement.
+    """Return the text `other.attribute` of the handler's first statement `other.attribute += ...`; None if there is none.
 
-    The statement reads a row beside the record and writes it back. `session` is the name of the handler's session parameter, or None.
+    Only statements count in which the handler got `other` from its record or its session: they read a row other than the record, and write
+    it back. `session` is the name of the handler's session parameter, or None.
     """
     _, written = _parse_source(handler)
     if written is None:
@@ -203,7 +203,7 @@ class _Reader:
 
     # ---- what cannot be followed -----------------------------------------------------------------------------------------------------
     def _require_record_unchanged(self, part: ast.AST) -> None:
-        """Raise _NotFollowed if this part of the source passes the record on or gives it another name, so that it may change unseen."""
+        """Raise _NotFollowed if this part of the source passes the record on or gives it another name: its changes cannot be followed."""
         for one in ast.walk(part):
             if isinstance(one, ast.Lambda | ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom):
                 raise _NotFollowed

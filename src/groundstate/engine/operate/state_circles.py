@@ -1,5 +1,5 @@
-"""Follows a record from state to state, by the values that conditions demand and handlers set. Finds how a state can recur, and reactions
-that undo each other without end.
+"""Follows a record from state to state, by the values that conditions demand and handlers set. Finds out how a record can come into the
+same state again, and which reactions undo each other's changes without end.
 
 It queries no database. A handler whose source cannot be followed gives no result, so that each result is certain.
 """
@@ -20,13 +20,14 @@ from groundstate.rules.specs import Function, ReactionSpec
 STATES_MOST = 500  # the most states that are examined for one reaction
 STARTS_MOST = 16  # the most states in which the search for one reaction begins
 
-State = dict[str, Any]  # by column, what is known of its value: a constant, None (NULL), OTHER (some value, not NULL), or ANY (nothing)
+# Maps a column to what is known of its value: a constant, None (it is NULL), OTHER (it is not NULL), or ANY (nothing is known).
+State = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class WayBack:
-    """How a condition comes to hold again: these reactions run in this order, and the last one sets `column` to a `value` that the
-    condition demands.
+    """The way in which a condition can come to hold again: the reactions run in this order, and the last of them sets `column` to `value`,
+    which the condition demands.
     """
 
     reactions: tuple[str, ...]
@@ -115,10 +116,9 @@ class StateSteps:
 
     # ---- cycles without end ----------------------------------------------------------------------------------------------------------
     def find_endless_cycles(self) -> Iterator[list[str]]:
-        """Yield one list of reaction names per cycle of reactions that undo each other's changes for ever.
+        """Yield the reaction names of each cycle of reactions that undo each other's changes without end.
 
-        Only reactions without a call and without a due time are considered, if all their clauses are understood and their handler has a
-        single path.
+        A reaction is considered only if it has no call and no due time, all its clauses are understood, and its handler has a single path.
         """
         found: set[frozenset[str]] = set()
         certain = [spec for spec in self.specs if self._is_fully_understood(spec)]
@@ -148,7 +148,7 @@ class StateSteps:
                         return names
                 elif other.name not in names:
                     after = self._states_after(other, other.handler, state)[0]
-                    # If the condition still held, the reaction would fail for lack of progress.
+                    # If the condition still holds after the handler, the reaction fails for lack of progress, and the cycle ends here.
                     if not self._does_condition_hold(other, after):
                         waiting.append((after, [*names, other.name]))
         return None

@@ -1,9 +1,9 @@
 """Manages PostgreSQL triggers that announce, by NOTIFY at commit, which tables any program has written. The messages carry no row data.
 
 The triggers are optional, and correctness never depends on them. There is one trigger function, and for each app and table one
-statement-level trigger; their removal leaves nothing behind. Each app has triggers and a channel of its own, so that no app removes another
-app's triggers. A write of a worker is announced only to the other apps of the database, since workers of one app send each other hints
-anyway.
+statement-level trigger. Nothing else is installed in the database. Each app has triggers and a channel of its own, so that no app removes
+another app's triggers. A write of a worker is announced only to the other apps of the database, since workers of one app send each other
+hints anyway.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ _ROLES = text("""
 class TableTrigger:
     """The state of the trigger of one table.
 
-    `state` is 'stale' if the trigger is of another version, switched off or edited. It is 'needless' if the trigger belongs to this
-    app and no reaction of this app reads the table, or if it belongs to no app that has reactions in this database. `unheard` has one text
+    `state` is 'stale' if the trigger is of another version, switched off or edited. It is 'needless' in two cases: the trigger belongs to
+    this app, but no reaction of this app reads the table; or the trigger's app has no reactions in this database. `unheard` has one text
     for each subscription or role whose writes an installed trigger does not announce, with the cure if there is one.
     """
 

@@ -22,13 +22,13 @@ from groundstate.store.engine_settings import translated_schema
 from groundstate.values.errors import DeclarationError
 
 SCANNED_MOST = 100_000  # the most rows of a table that are read if no index helps
-VALUES_MOST = 100  # a column with more distinct values does not describe a state, and is not examined
+VALUES_MOST = 100  # a column with more distinct values than this does not describe a state, and is not examined
 COUNTED_MOST = 1_000  # the most rows with one value that are counted
 
 
 @dataclass(frozen=True)
 class UnansweredState:
-    """A value that no reaction handles, of a column that conditions test. `rows` is the number of rows with this value, up to 1,000."""
+    """A value of a tested column that no reaction handles. `rows` is the number of rows with this value; counting stops at 1,000."""
 
     table: str
     column: str
@@ -42,7 +42,8 @@ def find_unanswered_states(
 ) -> list[UnansweredState]:
     """Return the values that no condition matches, in each column that some condition tests by equality.
 
-    Rows that match a clause in `rested`, which has pairs (class, clause), are not counted: the app declared these rows to be at rest.
+    `rested` has pairs (class, clause): the app declared with `at_rest` that the rows which match the clause need no reaction. These rows
+    are not counted.
     """
     for record, clause in rested:
         why = sqlite_pitfalls.reason_to_refuse_expression(clause, connection.dialect)
@@ -57,8 +58,9 @@ def find_unanswered_states(
 
 
 def _tested_columns(queries: Sequence[ConditionQuery]) -> dict[Any, list[ConditionQuery]]:
-    """Return the columns of the records' own tables that some clause tests by equality, each with all condition queries that have a clause
-    on this column alone.
+    """Return the columns of the records' own tables that some clause tests by equality.
+
+    The dict maps each of these columns to the condition queries that have a clause which reads only this column.
     """
     tested: dict[Any, list[ConditionQuery]] = {}
     for query in queries:
@@ -91,7 +93,7 @@ def _find_in_column(
     name = column.table.fullname
     try:
         values = _read_distinct_values(connection, column)
-    except (LookupError, ValueError, TypeError) as error:  # raised by the column's type for a stored value, which the message contains
+    except (LookupError, ValueError, TypeError) as error:  # the column's type cannot load a stored value; the message shows the value
         return [
             UnansweredState(
                 name, column.name, None, why=f"{name}.{column.name} holds what cannot be loaded ({safe_str(error)}): no value was looked at"

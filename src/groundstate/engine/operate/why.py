@@ -64,7 +64,8 @@ class Answer:
     due: datetime | None = None  # when the record becomes due for this reaction; None if the due time is NULL, or there is none
     timed: bool = False  # whether the reaction has a due time (`due=`)
     no_due: str | None = None  # a phrase on a due column whose value is no time; None if the value is a time or NULL
-    goes_round: str | None = None  # a phrase on what happens since this and other reactions undo each other's changes; None if they do not
+    # If this reaction and other reactions undo each other's changes, a phrase that says so and what happens then; otherwise None.
+    goes_round: str | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _queries_on_table(queries: Sequence[ConditionQuery], named: str) -> list[Con
 def _key_and_text(connection: Connection, query: ConditionQuery, app: str, record: str) -> tuple[PrimaryKey | None, str]:
     """Return the pair (key of the record, text by which attempts name the record).
 
-    The key is None if some attempt names its record by exactly the given text, although it is not the canonical text of a key.
+    The key is None if the given text is not the canonical text of a key, but some attempt names its record by this text.
     """
     columns = ", ".join(column.name for column in query.mapper.primary_key)
     stands = select(literal(1)).where(table.c.app == app, table.c.reaction == query.spec.name, table.c.record == record)
@@ -201,7 +202,7 @@ def _key_and_text(connection: Connection, query: ConditionQuery, app: str, recor
 
 
 def _may_record_exist(looked: RecordContext, query: ConditionQuery, key: PrimaryKey) -> bool:
-    """Return whether the record exists. Also return True if its table is locked, since nobody can see then whether the row exists."""
+    """Return whether the record may exist: it exists, or its table is locked, so that nobody can see whether it exists."""
     try:
         with looked.connection.begin_nested():
             return _has_row_with_key(looked.connection, query, key)
@@ -309,7 +310,8 @@ def _answer_by_query(looked: RecordContext, query: ConditionQuery, key: PrimaryK
 class _OccurrenceFacts:
     """What a record's columns say about its occurrence (which round of a recurring event it is in) and its due time.
 
-    `unread` is a phrase on what happens since some column cannot be read; None if all can be read. `due` and `no_due` are as in `Answer`.
+    If a column cannot be read, `unread` is a phrase on what happens because of this; otherwise it is None. `due` and `no_due` are as in
+    `Answer`.
     """
 
     occurrence: str = ""
@@ -361,7 +363,9 @@ def _read_columns(
 
 
 def _describe_unusable_due(looked: RecordContext, query: ConditionQuery, timing: Timing, key: PrimaryKey) -> tuple[str, bool]:
-    """Return the pair (phrase on the value that the due column has instead of a time, whether the database takes the record for due)."""
+    """The value of the due column is not a time. Return a pair: a phrase that describes the value, and whether the database treats the
+    record as due.
+    """
     held, comes = looked.connection.execute(select(timing.base_time_as_text, timing.is_due).where(query.keys.has_key_among([key]))).one()
     never = not comes and not timing.may_hold_non_times
     when = "never" if never else "at a time that nobody can tell"
@@ -393,7 +397,7 @@ def _describe_blocker(looked: RecordContext, spec: ReactionSpec, blocker: Attemp
 
 
 def _describe_held_children(looked: RecordContext, query: ConditionQuery, key: PrimaryKey) -> list[WaitsFor]:
-    """Return one WaitsFor per held attempt on a child record for which an `every_child` clause of this reaction waits (hazard 63)."""
+    """Return one WaitsFor for each held attempt on a child record. An `every_child` clause of this reaction waits for these (hazard 63)."""
     found: list[WaitsFor] = []
     for every in query.spec.children:
         names = [name for name, other in looked.queries.items() if issubclass(every.child, other.spec.record)]

@@ -26,7 +26,7 @@ from groundstate.rules.specs import ReactionSpec
 from groundstate.values.errors import StoreRefusedError
 
 log = logging.getLogger("groundstate")
-OLDER_EACH_S = 600.0  # seconds between two checks whether an older version of the application has run for long
+OLDER_EACH_S = 600.0  # seconds: `recheck_older_code` makes its check at most once in this time
 
 
 class Admission:
@@ -44,7 +44,8 @@ class Admission:
         self._looks_at_older = 0.0
         # Accepted reactions whose table and key are not recorded yet, since an older version of groundstate recorded the acceptance.
         self._of_unsaid_records: list[ReactionSpec] = []
-        # Former conditions that this database cannot evaluate any more; each is logged once. Baselines keep the conditions of their time.
+        # Former conditions that this database cannot evaluate any more, as texts. A baseline stores the condition under which its row was
+        # left out. Each text is logged once.
         self._log_unaskable: set[str] = set()
         self.refused: list[UnacceptedReaction] = []  # reactions that do not start until a person accepts them
 
@@ -247,7 +248,7 @@ class Admission:
         with contextlib.suppress(Exception), self._worker_state.database.reading(wait=locked_tables.WAIT) as connection:
             queries = [
                 queue.query for queue in self._worker_state.queues if queue.postponement.lacks is None
-            ]  # the others cannot be queried
+            ]  # the conditions of all other reactions cannot be queried
             for finding in findings.find_hidden_rows(self._worker_state.database, connection, queries):
                 log.warning("%s. Cure: %s", finding.words, finding.cure, extra={"event": "rows_hidden"})
             for finding in findings.find_odd_due_times(connection, queries):
@@ -289,7 +290,7 @@ def _is_accepted(seen: dict[str, Known], queue: WorkQueue) -> bool:
 def _log_unaskable(query: ConditionQuery, error: Exception, words: str) -> None:
     if not (
         db_errors.is_schema_mismatch(error) or db_errors.is_raised_before_sending(error)
-    ):  # missing_columns.py logs such an error, and checks again
+    ):  # missing_columns.py logs a schema mismatch itself, and checks the condition again later
         log.error(
             "%s is not started: %s",
             query.spec.name,

@@ -51,7 +51,7 @@ def _read_process(tx: Transaction, dead: int) -> _Process:
 
 
 def adopt_all(incarnation: Incarnation) -> int:
-    """Take over the attempts of every dead worker; return how many attempts this changed."""
+    """Take over the attempts of every dead worker, and return how many attempts were changed."""
     strangers = other_incarnations_with_remains(incarnation)
     if not strangers:
         return 0
@@ -97,8 +97,10 @@ def _adopt_attempts_of(incarnation: Incarnation, dead: int) -> int:
 
 
 def _states_after_adoption(incarnation: Incarnation, tx: Transaction, dead: int, some: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:
-    """Return pairs (before, after) for these attempts. If the worker ended uncleanly, record its end on each attempt that was in progress.
-    By this, careful mode finds the attempts that are suspected of ending workers.
+    """Return for each of these attempts the pair (attempt before the adoption, attempt after it).
+
+    If the worker ended uncleanly, its end is recorded on each attempt that was in progress: careful mode suspects these attempts of having
+    ended the worker.
     """
     row = tables.worker.c
     remembered = set(tx.connection.execute(select(row.id).where(row.ended_at.is_not(None))).scalars())
@@ -118,8 +120,8 @@ def _states_after_adoption(incarnation: Incarnation, tx: Transaction, dead: int,
 
 
 def _log_adoption(incarnation: Incarnation, dead: int, count: int, who: _Process, words: str, *, said_so: bool) -> None:
-    """Log an adoption: as a warning if the worker ended uncleanly, so that a person looks for the cause; at INFO after a clean end or a
-    lost lock.
+    """Log an adoption. If the worker ended uncleanly, log a warning, so that a person looks for the cause. After a clean end or a lost
+    lock, log at INFO.
 
     count: number of attempts. words: which records these are, and what happens to them. said_so: whether the worker recorded its own end.
     """
@@ -165,7 +167,7 @@ def _owner_after_adoption(incarnation: Incarnation, one: Attempt, dead: int) -> 
     """Return the id of the worker that owns an attempt after the adoption: this worker, if it declares the attempt's reaction.
 
     Otherwise the dead worker stays the owner, so that a worker that declares the reaction can take over the attempt later. This worker
-    could not settle the attempt, and as its owner would keep the other workers from settling it.
+    cannot settle the attempt. If it became the owner, no other worker would settle the attempt either.
     """
     return incarnation.id if one.app == incarnation.app and one.reaction in incarnation.declared else dead
 
@@ -179,8 +181,8 @@ def _record_end(incarnation: Incarnation, tx: Transaction, dead: int) -> bool:
     """Record in a dead worker's row that it ended uncleanly. Return False if there is no such row, or its end is recorded already.
 
     The row stays for a while: two unclean ends within some minutes put all workers of the app into careful mode (rules.md 30). But if the
-    server was restarted or replaced since that worker began, this may have ended the worker, and not a harmful record. Then the row is
-    deleted.
+    server was restarted or replaced after the worker began, the row is deleted: the restart, and not a harmful record, may have ended the
+    worker.
     """
     row = tables.worker.c
     still_there = (row.id == dead, row.ended_at.is_(None))
@@ -194,8 +196,8 @@ def _record_end(incarnation: Incarnation, tx: Transaction, dead: int) -> bool:
 
 
 def delete_rows_of_past_incarnations(incarnation: Incarnation) -> None:
-    """Delete the rows of this worker's earlier incarnations. A lost lock ended them, and not a harmful record, so their rows must not put
-    workers into careful mode.
+    """Delete the rows of this worker's earlier incarnations. Each of these ended because it lost its lock, and not because of a harmful
+    record. So these rows must not put workers into careful mode.
     """
     over = (
         incarnation.past.difference(other_incarnations_with_remains(incarnation)) if incarnation.past else set()
@@ -211,16 +213,16 @@ def delete_rows_of_past_incarnations(incarnation: Incarnation) -> None:
 
 
 def update_careful_mode(incarnation: Incarnation, seen: IdleProbe) -> None:
-    """Switch careful mode on or off, depending on when workers of this app ended uncleanly. Delete the records of unclean ends, of any app,
-    that are long past.
+    """Switch careful mode on or off, depending on when workers of this app ended uncleanly. Delete the rows of workers of any app whose
+    unclean end is long past.
 
-    Also notice and handle a leap of the clock, since a worker that writes nothing would not notice it otherwise.
+    Also notice and handle a leap of the clock. Only transactions notice a leap otherwise, and an idle worker has none.
     """
     now, ends = seen.now, _read_unclean_ends(incarnation) if seen.ended else {}
     mine = ends.get(incarnation.app, {})
     if incarnation.pace.measure_leap(now, seen.asked_s, incarnation.clock.uptime_s()):
         with incarnation.open_transaction():
-            pass  # a transaction compares the clocks as it begins, and handles the leap
+            pass  # every transaction compares the clocks at its beginning, and handles a leap
     new = replace(poison_suspects.care_from_ends(mine.values(), now), ends=frozenset(mine))
     if new.careful and not incarnation.care.careful:
         lately = sum(abs(now - ended_at) <= poison_suspects.STRETCH for ended_at in mine.values())
@@ -231,7 +233,7 @@ def update_careful_mode(incarnation: Incarnation, seen: IdleProbe) -> None:
             extra={"event": "careful_mode", "count": lately},
         )
     incarnation.care = new
-    # All ends of an app are kept until its latest end is long past, since careful mode depends on the number of ends.
+    # Careful mode depends on the number of an app's unclean ends. So the app's rows are kept until its latest unclean end is long past.
     over = [app for app, some in ends.items() if abs(now - max(some.values())) > poison_suspects.STRETCH]
     if over:
         _delete_old_ends(incarnation, over)
@@ -248,8 +250,10 @@ def _read_unclean_ends(incarnation: Incarnation) -> dict[str, dict[int, datetime
 
 
 def _delete_old_ends(incarnation: Incarnation, apps: Sequence[str]) -> None:
-    """Delete the rows of these apps' workers whose unclean end is long past. Before a row is deleted, the
-    worker's witness file is erased, if it still exists: a witness file without a row would look like a restore (hazard 46).
+    """Delete the rows of workers of these apps, if the worker's unclean end is long past.
+
+    Before a row is deleted, the worker's witness file is erased, if it still exists: a witness file without a row would look like a restore
+    (hazard 46).
     """
     with incarnation.open_transaction() as tx:
         past, ahead = tx.now - poison_suspects.STRETCH - timedelta(seconds=1), tx.now + poison_suspects.STRETCH

@@ -26,9 +26,9 @@ log = logging.getLogger("groundstate")
 def shorten_future_waits(incarnation: Incarnation, terms: Mapping[str, Terms], *, went_back: bool) -> int:
     """Shorten the waits of attempts that were written while the clock was too far ahead; return how many attempts were changed.
 
-    terms: by reaction name. went_back: whether this worker saw the clock go back; then every wait that is too long is shortened. Otherwise
-    an attempt with a late retry time is changed only if its other times are in the future too: the service may have asked for the late
-    time.
+    terms: the terms of each reaction, by the reaction's name.
+    went_back: whether this worker saw the clock go back. If so, every wait that is too long is shortened. If not, an attempt with a late
+        retry time is changed only if its other times are in the future too: the service itself may have asked for the late retry.
     """
     with incarnation.database.reading() as connection:
         if connection.execute(attempts.ANY).first() is None:

@@ -1,4 +1,6 @@
-"""Detects that the database went back in time, as by a restore from a backup, and puts each call that may be lost in doubt (hazard 46)."""
+"""Detects that the database went back in time, as by a restore from a backup. Then the database may have lost calls that were made: an
+attempt in doubt is written for each of them (hazard 46).
+"""
 
 from __future__ import annotations
 
@@ -93,13 +95,13 @@ def record_identity(incarnation: Incarnation) -> None:
 
 
 def record_as_new_store(incarnation: Incarnation) -> None:
-    """Record that this store is new, for example a copy of another database: signs of a restore that it has now mean nothing."""
+    """Record that this store is new, for example a copy of another database. Its present signs of a restore are ignored from now on."""
     if incarnation.store_begins is not None:
         with incarnation.open_transaction() as tx:
             incarnation.store_begins.reset_id_and_count(tx)
         return
     with incarnation.open_transaction() as tx:
-        # The rows may have been copied from another database together with a sign of a restore, which this clears.
+        # Clear the sign of a restore: it may have been copied with the rows from another database.
         data_restore_check.record_answer(tx)
     record_identity(incarnation)
 
@@ -117,7 +119,7 @@ def _describe_lost_calls(incarnation: Incarnation) -> str | None:
 
 def find_lost_incarnations(witness: Witness | None, begins: Callable[[], dict[int, int]]) -> list[tuple[int, int, int | None]]:
     """Return the workers whose witness file counts more begun calls than the database, each as (worker id, count in the file, count in the
-    database). The last is None if the database does not list the worker.
+    database). The count in the database is None if the database does not list the worker.
 
     begins: queries the database, and returns how many calls each worker began, by worker id.
     """
@@ -154,8 +156,8 @@ def describe_forgotten_calls(incarnation: Incarnation) -> str | None:
 
 
 def put_lost_calls_in_doubt(incarnation: Incarnation, queries: Sequence[ConditionQuery], why: str) -> int:
-    """Put in doubt each call that may have been made in the time that a restore lost, and mark every reaction that makes calls as suspect
-    until a person trusts it. Return how many attempts were put in doubt.
+    """Put in doubt each call that may have been made in the period whose commits the database lost. Mark every reaction that makes
+    calls as suspect until a person trusts it. Return how many attempts were put in doubt.
     """
     log.error(
         "the database went back in time: %s. Calls are put in doubt; see `groundstate pending`, and say"
@@ -215,10 +217,11 @@ def mark_known_reactions_suspect(incarnation: Incarnation) -> None:
 
 
 def _put_attempts_in_doubt(incarnation: Incarnation, those: ColumnElement[bool], timeout: timedelta, *, mine: bool = True) -> int:
-    """Put existing attempts in doubt after a restore, since a later call of the same attempt may have been lost; return how many.
+    """Put existing attempts in doubt after a restore, and return how many. The database may have lost a later call of the same attempt.
 
-    those: selects the attempts. timeout: how long their calls may run. mine: whether this worker settles them; if not, a worker that
-    declares their reactions does. Baselines (rows that a person left out) are not changed.
+    those: selects the attempts. timeout: how long their calls may run. mine: True if this worker settles the attempts; False if a worker
+    that declares their reactions settles them. Held attempts stay held, but count as unsure. Baselines (rows that a person left out) are
+    not changed.
     """
     table = tables.attempt
     count = 0
@@ -271,7 +274,7 @@ def _insert_doubts_for_matches(
     *only: ColumnElement[bool],
     tell: Callable[[int], None] | None = None,
 ) -> int:
-    """Insert an attempt in doubt for each record that matches, since a call may have been made for it; return how many.
+    """Insert an attempt in doubt for each record that matches, and return how many. A call may have been made for each of these records.
 
     query: the query that finds the records: the reaction's condition query, or its query for expired records.
     called: the reaction's condition query, which tells how the call was made.

@@ -1,8 +1,8 @@
-"""Begins the incarnations of one worker. An incarnation is the worker from taking its lock to losing it; at its beginning it checks whether
-the database was restored, and takes over the attempts of dead incarnations.
+"""Begins the incarnations of one worker. An incarnation is the worker from taking its lock to losing it. At its beginning, an incarnation
+checks whether the database was restored, and takes over the attempts of dead incarnations.
 
-An incarnation that lost its lock makes no further call. It goes on when it has its lock again, unless another worker took over its attempts
-meanwhile; in that case the next incarnation begins (hazard 30).
+An incarnation that lost its lock makes no further call. When it has its lock again, it goes on. But if another worker took over its
+attempts meanwhile, the next incarnation begins (hazard 30).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHECK_S = 1.0  # seconds between two checks that the lock is still held
 LOCKED_OUT_S = 60.0  # seconds that a start waits for locks of other transactions, or for a server that takes no connection
 PAUSE_S = 0.2  # seconds: the first pause before a step of a start is tried again
 PAUSE_LONGEST_S = 3.0  # seconds: the longest pause before a step of a start is tried again
-LOOKS_S = 0.1  # seconds between two checks, during a pause of a start, whether the worker has to stop
+LOOKS_S = 0.1  # seconds between two checks for a stop of the worker, during a pause of a start
 WHILE_IT_CAME_UP = "told to stop while it started: nothing was carried out"
 
 
@@ -37,7 +37,7 @@ class Succession:
     """Begins the incarnations of one worker, one after the other. Only the worker's own thread calls the methods.
 
     make: returns a new incarnation that has not begun. forget_enrolment: makes the worker insert missing rows of its
-    schedules. after_restore: a person says that the database was restored from a backup.
+    schedules. after_restore: whether a person said that the database was restored from a backup.
     """
 
     def __init__(self, make: Callable[[], Incarnation], forget_enrolment: Callable[[], None], *, after_restore: bool) -> None:
@@ -119,14 +119,13 @@ class Succession:
         take_over_from_dead_workers(worker_state)
 
     def _try_to_take_lock_again(self, incarnation: Incarnation) -> bool:
-        """Try to take the lock of an incarnation that lost it. Return whether that succeeded and no other worker took over its attempts
-        meanwhile.
+        """Try to take again the lock that this incarnation lost. Return whether it has the lock and no other worker took over its attempts.
 
-        While another session has the lock, raise LockNotFree for some seconds: it may be this worker's own former session, since a server
-        may notice late that a client is gone.
+        If another session has the lock, raise LockNotFree during the first seconds: this may be the worker's own former session, since a
+        server may notice late that a client is gone. After these seconds, return False.
         """
         if self._resumed is incarnation and incarnation.liveness.has_lock():
-            return True  # the lock was taken again before, but the check for a restore that follows was interrupted
+            return True  # an earlier call took the lock, but the check for a restore afterwards was interrupted
         self._resumed = None
         with contextlib.suppress(Exception):
             incarnation.liveness.release()
@@ -140,13 +139,14 @@ class Succession:
         return self._resumed is not None
 
     def _resume_incarnation(self, worker_state: WorkerState) -> None:
-        """Check that the database was not restored, and let the incarnation that has its lock again go on with its calls in flight."""
+        """Check that the database was not restored. Then let the incarnation, which has regained its lock, go on with its calls in
+        flight.
+        """
         incarnation = worker_state.incarnation
         self._check_for_restore(worker_state)
         self._resumed, incarnation.sound = None, True
-        worker_state.note_begun_attempts_left(
-            left=True
-        )  # a commit that began attempts may have succeeded although its confirmation was lost
+        # a commit that began attempts may have succeeded although its confirmation was lost
+        worker_state.note_begun_attempts_left(left=True)
         log.info(
             "%s: this worker has its lock again, no other worker adopted its attempts, and it goes on with them",
             worker_state.store,
@@ -199,8 +199,10 @@ class Succession:
 
 
 def retry_start_step(worker_state: WorkerState, step: Callable[[], object]) -> None:
-    """Run a step of a start. Try it again for a while if the step meets a lock, or if the server is full, was restarted, or cut the
-    connection. If no server can be reached, raise at once, unless the server said before that it shuts down or starts up.
+    """Run a step of a start.
+
+    The step is tried again for a while if another transaction has a lock that the step needs, or if the server is full, was restarted, or
+    cut the connection. If no server can be reached, raise at once, unless the server said before that it shuts down or starts up.
 
     Raises:
         StoreRefusedError: the obstacle lasted too long, or the connection goes through a pooler in statement mode. The text has the cure.
@@ -247,7 +249,7 @@ def _log_trouble(worker_state: WorkerState, says: RepeatedTrouble, words: str, w
 
 
 def log_trouble_over(worker_state: WorkerState, took_s: float) -> None:
-    """Log that the database works again, after trouble that was logged before. took_s: seconds that the trouble lasted."""
+    """Log that the database works again. The trouble was logged before. took_s: the number of seconds that the trouble lasted."""
     words = "%s: the database works again, after %.1f s of trouble"
     log.info(words, worker_state.store, took_s, extra={"event": "database_back", "store": worker_state.store, "took_s": round(took_s, 3)})
 
@@ -260,9 +262,9 @@ def _sleep_unless_stopping(worker_state: WorkerState, seconds: float) -> None:
 
 
 def _describe_obstacle(worker_state: WorkerState, error: DBAPIError | OtherServer, *, restarts: bool) -> str | None:
-    """Return the message to raise if the obstacle behind this error lasts too long; None if waiting does not help.
+    """Return the message to raise if the cause of this error lasts too long; None if waiting does not help.
 
-    restarts: the server has said that it shuts down or starts up.
+    restarts: whether the server has said that it shuts down or starts up.
     """
     if isinstance(error, LockSessionEnded):
         return f"the session that has the lock was ended again and again for {LOCKED_OUT_S:g} s: see the server's log, and start again"
@@ -300,8 +302,10 @@ def take_over_from_dead_workers(worker_state: WorkerState, seen: IdleProbe | Non
 
 
 def shorten_waits_of_wrong_clock(worker_state: WorkerState, *, adopted: bool = False) -> None:
-    """Shorten the waits of attempts that were written while the clock was ahead. This does nothing unless the incarnation is new, has taken
-    over attempts since the last call (`adopted`), or saw the clock go back since then.
+    """Shorten the waits of attempts that were written while the clock was ahead.
+
+    This is needed only in three cases: the incarnation is new, it has just taken over attempts (`adopted`), or it saw the clock go back
+    since the last call of this function. In all other cases, do nothing.
     """
     incarnation = worker_state.incarnation
     back, before = incarnation.steps_back, worker_state.waits_shortened_for

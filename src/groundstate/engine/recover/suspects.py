@@ -1,4 +1,6 @@
-"""Careful mode, in which attempts suspected of having ended their workers run alone: chooses the attempt that runs next (hazard 25)."""
+"""Chooses in careful mode which suspected attempt runs next (hazard 25). An attempt is suspected if it may have ended its worker. Suspected
+attempts run alone, one after the other.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ class Suspects:
         worker_state.choose_attempt_to_run_alone(next((one for one in found if self._can_be_carried_out(one)), None))
 
     def postpone_chosen(self) -> None:
-        """Do not choose the chosen attempt again for a second, so that other suspected attempts have their turn."""
+        """Exclude the chosen attempt from the choice for one second, so that other suspected attempts have their turn."""
         if self._worker_state.alone is not None:
             self._not_before[self._worker_state.alone.identity] = self._worker_state.clock.monotonic() + AGAIN_S
 
@@ -56,7 +58,7 @@ class Suspects:
         if queue is None or not queue.is_enabled or queue.postponement.lacks is not None:
             return False
         if self._worker_state.incarnation.air.must_leave_alone(queue.query.spec, one.record):
-            return False  # a call for this record was given up but still runs: the attempt stays in doubt until that call has ended
+            return False  # a call for this record timed out but still runs, and the attempt stays in doubt until the call has ended
         policy = queue.query.spec.terms.policy
         return one.state is State.FAILED or (
             one.worker == self._worker_state.incarnation.id and policy is not None and policy.kind in CALLED_AGAIN

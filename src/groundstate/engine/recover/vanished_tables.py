@@ -1,9 +1,9 @@
 """Checks, before groundstate's tables are created, whether such tables existed before and were dropped, together with the attempts in
 doubt. Creates nothing.
 
-If the tables exist and list workers, a start detects by itself whether the database went back in time (restore.py). New tables do not show
-whether former tables were dropped. Witness files, which count a worker's calls outside of the database, may show it. If only some of
-groundstate's tables were dropped, the other tables may show it too.
+If the tables exist and list workers, a start detects by itself whether the database went back in time (restore.py). If the tables were
+dropped, newly created tables do not show this. Two traces may show it: witness files, in which workers count their calls outside of the
+database, and those of groundstate's tables that were not dropped.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def find_unknown_incarnations(database: Database, witness: Witness | None) -> li
 
 
 def refuse_creation(found: Traces, database: Database, witness: Witness | None) -> None:
-    """Raise StoreRefusedError, with what a person can do, since groundstate's tables cannot be created as if none had existed before."""
+    """Raise StoreRefusedError, since groundstate's tables existed before and must not simply be created again. The text has the cure."""
     said = []
     if found.gone:
         said.append(f"{', '.join(found.gone)} of groundstate's tables is missing, and others are there")

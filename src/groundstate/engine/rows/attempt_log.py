@@ -25,8 +25,8 @@ def name_record(incarnation: Incarnation, reaction: str, record: str, table: str
 
 
 def name_attempt(incarnation: Incarnation, attempt: Attempt) -> str:
-    """Return an attempt's reaction and record for a log line. A schedule's attempt has no record, so its tick (the time at which the
-    schedule was to run) is used.
+    """Return an attempt's reaction and record for a log line. A schedule's attempt has no record, so the text has the attempt's tick (the
+    time at which the schedule was to run) instead.
     """
     return name_record(incarnation, attempt.reaction, attempt.record or attempt.occurrence, attempt.blocks)
 
@@ -129,7 +129,7 @@ def _log_if_held(incarnation: Incarnation, after: Attempt) -> None:
 
 
 def log_kept(incarnation: Incarnation, after: Attempt) -> None:
-    """Log the state of an attempt that is kept although no new call is made for it, and why it is kept."""
+    """Log that an attempt was kept, in which state, and why. No new call is made for it."""
     log_if_held(incarnation, after)
     incarnation.after_commit.log(partial(_log_kept, incarnation, after))
 

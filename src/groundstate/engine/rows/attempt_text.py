@@ -22,8 +22,9 @@ def count_with_noun(count: int, one: str, many: str) -> str:
 
 
 def liveness_known_in(seconds: float) -> str:
-    """Return a clause that says why nobody knows yet whether a worker is alive (a restart of the server freed all locks), and in how many
-    seconds that will be known.
+    """Return a clause that says why it is not known yet whether a worker is alive, and after how many seconds it will be known.
+
+    The reason is that a restart of the server freed all locks.
     """
     return f"the server was started anew; known in {max(math.ceil(seconds), 1)} s"
 
@@ -38,7 +39,7 @@ def describe_record_or_tick(record: str, occurrence: str) -> str:
 
 
 def describe_settling_by_person(attempt: Attempt) -> str:
-    """Return a text that tells a person how to settle a held attempt whose call was or may have been made, with the commands to type."""
+    """Return a text with the commands by which a person settles a held attempt. The attempt's call was made, or may have been made."""
     which = f"{attempt.reaction} {shlex.quote(attempt.record)} --occurrence {shlex.quote(attempt.occurrence)}"
     if is_baseline(attempt):
         return f"it is left as a baseline: `groundstate retry {which}` carries it out"
@@ -54,7 +55,7 @@ def describe_state(attempt: Attempt, *, alive: bool | None, has_call: bool = Tru
     """Return the state of an attempt in words. The words for a begun attempt depend on whether its worker is alive.
 
     alive: whether its worker is alive; None if nobody can tell.
-    known_in_s: after a restart of the server, the seconds until it is known whether the worker is alive; None if no such wait goes on.
+    known_in_s: after a restart of the server, the seconds until it is known whether the worker is alive; None if this is known already.
     """
     match attempt.state:
         case State.BEGUN if known_in_s is not None and has_call:
@@ -96,8 +97,9 @@ def describe_settling(terms: Terms | None) -> str:
 
 
 def describe_accepting_in_doubt(terms: Terms, many: str) -> str:
-    """Return a text that says what happens to existing rows if a person accepts a reaction and has its calls for them treated as in doubt.
-    The idempotency keys of these calls then count as too old. many: the number of these rows in words.
+    """Return a text that says what happens to existing rows if a person accepts a reaction and says that calls may have been made for them.
+
+    Each of these calls then counts as in doubt, and its idempotency key as too old. many: the number of these rows in words.
     """
     match None if terms.policy is None else terms.policy.kind:
         case "repeat":
@@ -111,8 +113,9 @@ def describe_accepting_in_doubt(terms: Terms, many: str) -> str:
 
 
 def earliest_settling_time(attempt: Attempt, terms: Terms | None) -> datetime | None:
-    """Return the time from which a worker can settle an attempt in doubt; None if it can at once. With a lookup, that is the time from
-    which its answer Absent is believed.
+    """Return the earliest time at which a worker can settle an attempt in doubt; None if it can settle the attempt at once.
+
+    Under the policy `lookup`, this is the time from which the lookup's answer Absent is believed.
     """
     if terms is None or terms.policy is None:
         return None

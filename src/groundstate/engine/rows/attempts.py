@@ -91,10 +91,9 @@ _STATES = {state.value: state for state in State}
 
 
 def fields_as_held(state: object) -> dict[str, Any]:
-    """Return, by field name, the values with which an attempt in an unknown state is read: it counts as held and unsure, since its call may
-    have been made.
-
-    The row itself keeps its unknown state. `save` never updates such a row, since the row's state is not that of the Attempt that was read.
+    """Return the field values to use for an attempt whose stored state is unknown, as a dict from field name to value. In memory the
+    attempt counts as held and unsure, since its call may have been made. In the database the row keeps its unknown state.
+    `update_attempts` never updates this row, since the row's state differs from the state of the Attempt that was read.
     """
     return {"state": State.HELD, "unsure": True, "next_at": None, "why": unknown_state_message(state)}
 
@@ -159,9 +158,10 @@ def select_attempts(*where: ColumnElement[bool]) -> Select[Any]:
 def attempts_deciding_claim(
     tx: Reader, query: ConditionQuery, records: Sequence[str], *, lock: bool = False, own: bool = False
 ) -> dict[str, list[Attempt]]:
-    """Return, by record key, the attempts that decide whether the reaction may claim these records: its own attempts, and attempts of other
-    reactions that block a record. With `own`, or if the reaction has a done column, return only its own attempts. With `lock`, lock the
-    rows of the attempts that are returned.
+    """Return the attempts that decide whether the reaction may claim these records, as a dict from record key to list.
+
+    These are the reaction's own attempts, and the attempts of other reactions that block a record. If `own` is True, or if the reaction has
+    a done column, return only the reaction's own attempts. If `lock` is True, lock the rows of the attempts that are returned.
     """
     if not records:
         return {}
@@ -351,8 +351,8 @@ def find_by_identity(found: Mapping[str, Sequence[Attempt]], identity: Identity)
 
 
 def rows_after_cursor(order: Sequence[ColumnElement[Any]], cursor: Sequence[Any]) -> ColumnElement[bool]:
-    """Return the SQL condition that selects the rows which come after the cursor (the sort values of the last row read) in this sort
-    order.
+    """Return the SQL condition that selects the rows after the cursor, if rows are sorted by `order`. The cursor has the sort values of the
+    last row that was read.
     """
     values = [bindparam(None, value, type_=column.type) for column, value in zip(order, cursor, strict=True)]
     return tuple_(*order) > tuple_(*values)

@@ -80,8 +80,8 @@ def _claimed_without_loading(query: ConditionQuery, record: object) -> ClaimedRe
 
 
 def _add_present_condition(tx: Transaction, query: ConditionQuery, wanted: Sequence[Attempt]) -> None:
-    """Add the reaction's present condition to the stored conditions of those baselines that existed already. wanted: the baselines to be
-    written.
+    """Some of the baselines that the caller wants are in the table already: add the reaction's present condition to the conditions that
+    are stored with them. wanted: all baselines that the caller wants.
     """
     spec, today = query.spec, query.texts.clauses_text
     standing = attempts.attempts_deciding_claim(tx, query, [one.record for one in wanted], lock=True, own=True)
@@ -99,8 +99,8 @@ def _add_present_condition(tx: Transaction, query: ConditionQuery, wanted: Seque
 
 # ---- deleting baselines ----------------------------------------------------------------------------------------------------------
 def delete_obsolete_baselines(incarnation: Incarnation, query: ConditionQuery, unasked: set[str] | None = None) -> int:
-    """Delete the reaction's baselines of which none of the stored conditions holds any more, and return how many were deleted. If such a
-    record matches again, the reaction is carried out for it.
+    """Delete each baseline of the reaction if none of its stored conditions holds any more, and return how many were deleted. If the record
+    of a deleted baseline matches again later, the reaction is carried out for it.
 
     unasked: texts of conditions that the database can no longer evaluate, for example because a column was dropped. The baselines with
         these conditions stay, and the conditions are not evaluated again. This function logs further such texts and adds them to the set.
@@ -148,8 +148,9 @@ def _delete_where_condition_is_false(
 
 
 def _disjunction_of_stored_conditions(query: ConditionQuery, said: str | None) -> ColumnElement[bool]:
-    """Return the SQL condition that holds if one of the conditions stored in `said` holds. If `said` is None (an older version stored
-    none), return the present condition.
+    """Return the SQL condition that holds if at least one of the conditions stored in `said` holds.
+
+    An older version stored no conditions, so that `said` is None. Then return the present condition.
     """
     left = begun_kind.parse_baseline(said)
     conditions = (query.texts.clauses_text,) if left is None else left.conditions

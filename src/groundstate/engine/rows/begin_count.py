@@ -33,8 +33,8 @@ class StoreBegins:
     def add_begins(self, tx: Transaction, new: int) -> None:
         """Add `new` calls to the store's count, in the transaction that begins these calls.
 
-        A worker raises the high-water mark only after its commit, and this transaction holds the write lock. So if the mark is above the
-        count, commits were lost.
+        Every worker commits the count before it raises the high-water mark, and this transaction holds the write lock. So if the mark is
+        above the count, commits were lost.
 
         Raises:
             WentBackError: The high-water mark says that more calls were begun than the database counts.
@@ -52,8 +52,8 @@ class StoreBegins:
         self._told = (store, begins)
 
     def raise_high_water_mark(self) -> None:
-        """Store the latest count in the high-water mark. Call it after the commit that begins calls, and before the first of them is
-        sent.
+        """Store the latest count in the high-water mark. Call this after the commit that begins calls, and before any of these
+        calls is sent.
         """
         if self._told is not None:
             self._mark.keep_if_higher(*self._told)

@@ -65,8 +65,8 @@ class Unreadable:
 
 
 def claim_by_condition(query: ConditionQuery, tx: Transaction, cursor: PassCursor | None, limit: int, *, crowded: bool) -> Claim:
-    """Claim records that are ready (condition true and due), in the order of the backlog, from the cursor (the last place read) on. With
-    `crowded`, SQL leaves out records with attempts.
+    """Claim records that are ready (condition true and due), in the order of the backlog. Begin after the cursor (the last place read). If
+    `crowded` is True, records with attempts are left out already in SQL.
     """
     if not tx.database.locks_rows or query.selects.reads_only_own_row:
         try:
@@ -97,9 +97,10 @@ def claim_by_condition(query: ConditionQuery, tx: Transaction, cursor: PassCurso
 
 
 def claim_by_keys(query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey], *, mine: int | None = None) -> Claim:
-    """Claim those of the records with these keys that are ready (condition true and due).
+    """Claim the records with these keys, but only if they are ready (condition true and due).
 
-    mine: in careful mode (entered after workers died), the call number of the begun attempts that the caller may carry out; otherwise None.
+    mine: the call number of the begun attempts that the caller may carry out. It is set only in careful mode, which begins after workers
+    died; otherwise it is None.
     """
     claim = Claim()
     keys, nameless = _split_off_keys_that_find_nothing(query, tx, keys)
@@ -108,7 +109,7 @@ def claim_by_keys(query: ConditionQuery, tx: Transaction, keys: Sequence[Primary
         locked_keys = [tuple(row) for row in tx.connection.execute(query.keys.select_given_keys, query.keys.key_parameters(keys))]
         if len(locked_keys) < len(keys):
             claim.busy = _keys_locked_by_others(query, tx, set(keys) - set(locked_keys))
-            query.include_rows_again(set(keys) - set(locked_keys) - set(claim.busy))  # neither locked nor busy: these keys have no rows now
+            query.include_rows_again(set(keys) - set(locked_keys) - set(claim.busy))  # the remaining keys have no rows now
     if locked_keys or nameless:
         records, bad = _lock_children_and_load(query, tx, locked_keys) if locked_keys else ([], [])
         claim.read = len(records) + len(bad)
@@ -119,8 +120,9 @@ def claim_by_keys(query: ConditionQuery, tx: Transaction, keys: Sequence[Primary
 def _split_off_keys_that_find_nothing(
     query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey]
 ) -> tuple[Sequence[PrimaryKey], list[Unreadable]]:
-    """Return a pair: the keys by which the database can find a record, and an Unreadable for each other key. The stored form of such a key
-    is not the one that the database is asked for.
+    """Return a pair: the keys by which the database can find a record, and an Unreadable for each other key.
+
+    A key finds no record if the column's type converts it to another form than the one that is stored.
     """
     usable: list[PrimaryKey] = []
     bad: list[Unreadable] = []
@@ -186,7 +188,7 @@ def load_ready_records(query: ConditionQuery, tx: Transaction, keys: Sequence[Pr
             if there is None:
                 return [], []
             if query.keys.record_text(there) != query.keys.record_text(keys[0]):
-                # The key came from a hint and had values of other types, which the driver converted: use the key as it is stored.
+                # The key came from a hint, and its values had other types than the columns. Use the key as it is stored.
                 return load_ready_records(query, tx, [there])
             return [], [_make_unreadable(query, tx, there, error)]
     else:
@@ -199,8 +201,8 @@ def load_ready_records(query: ConditionQuery, tx: Transaction, keys: Sequence[Pr
 
 @contextmanager
 def _savepoint_for_raising_condition(query: ConditionQuery, tx: Transaction) -> Iterator[None]:
-    """Run the block, a query, in a savepoint if the condition is known to raise an error for some row. So the transaction survives the
-    error.
+    """Run the block in a savepoint if the condition is known to raise an error for some row. The block runs a query with the condition.
+    After an error, the transaction is still usable.
     """
     if not query.in_turn:
         yield
@@ -232,7 +234,7 @@ def _make_unreadable(query: ConditionQuery, tx: Transaction, key: PrimaryKey, er
             with in_savepoint(tx.connection), running_user_code():
                 row = tx.connection.execute(select(*query.spec.occurrence).where(query.keys.has_key_among([key]))).first()
             occurrence = query.occurrences.occurrence_text_of_values(tuple(row)) if row is not None else ""
-        except Exception as same:  # for example, a value has no text form; the attempt then gets an empty occurrence
+        except Exception as same:  # the occurrence has no text, for example; the attempt then gets an empty occurrence
             if db_errors.is_no_fault_of_record(same):
                 raise
     if isinstance(error, DBAPIError) and _condition_raised_for_a_row(query, error):
@@ -251,8 +253,8 @@ def _unreadable_message(query: ConditionQuery, tx: Transaction, key: PrimaryKey,
 
 
 def _unreadable_records_that_nothing_blocks(query: ConditionQuery, tx: Transaction, bad: Sequence[Unreadable]) -> list[Unreadable]:
-    """Return those of these unreadable records that nothing blocks: the record has no attempt, or only a failed one of this reaction that
-    is to be tried again now.
+    """Return the unreadable records in `bad` that nothing blocks. Such a record has no attempt, or only a failed attempt of this reaction
+    that is to be tried again now.
     """
     if not bad:
         return []
@@ -282,8 +284,8 @@ def _execute_and_load(tx: Transaction, statement: Any, given: dict[str, Any] | N
 
 
 def _keys_locked_by_others(query: ConditionQuery, tx: Transaction, missing: set[PrimaryKey]) -> list[PrimaryKey]:
-    """Return those of the keys `missing` for which there is a record. The caller could not lock these records, so another transaction
-    has.
+    """Return the keys in `missing` for which a record exists. The caller could not lock these records, so another transaction has locked
+    them.
     """
     return [tuple(row) for row in tx.connection.execute(query.keys.select_existing_keys(list(missing)))]
 
@@ -291,8 +293,8 @@ def _keys_locked_by_others(query: ConditionQuery, tx: Transaction, missing: set[
 def _add_free_records_to_claim(
     query: ConditionQuery, tx: Transaction, claim: Claim, records: Sequence[Any], bad: Sequence[Unreadable] = (), mine: int | None = None
 ) -> None:
-    """Add to the claim those of these records that no attempt blocks. Their attempts are read by a statement that begins after the records
-    were locked, so that it sees every commit made before (hazard 17).
+    """Add the records that no attempt blocks to the claim. The attempts are read by a statement that begins after the records were locked,
+    so that the statement sees every earlier commit (hazard 17).
     """
     tx.note_claimed(records, query.mapper.tables)
     if records and not query.keys.texts_find_records:
@@ -348,8 +350,10 @@ def _check_record_is_found_by_key(query: ConditionQuery, tx: Transaction, key: P
 
 
 def _without_slowed_records(query: ConditionQuery, tx: Transaction, records: list[ClaimedRecord]) -> list[ClaimedRecord]:
-    """Return these records without the ones that are slowed down now. A record is slowed down if it is part of a ring: reactions that make
-    each other's conditions hold again and again. A record with a failed attempt stays, since it has waited for its retry time already.
+    """Leave out the records that have to wait because they go round in a ring, and return all others.
+
+    A ring consists of reactions that make each other's conditions hold again and again. A record with a failed attempt is not left out,
+    since it has waited for its retry time already.
     """
     if not tx.rings:
         return records
@@ -380,8 +384,9 @@ def _due_time(timing: Timing, base: object) -> datetime | OutsideCalendarError |
 
 
 def _values_for_due_times(query: ConditionQuery, tx: Transaction, keys: Sequence[PrimaryKey]) -> dict[PrimaryKey, object]:
-    """Return, by key, the values from which the due times of these records are computed; `due` of the reaction is an SQL expression. A
-    value that Python cannot represent is found by halving the batch, and an OutsideCalendarError is returned for it.
+    """Return a dict from key to the value from which the record's due time is computed. Call it if `due` is an SQL expression.
+
+    If Python cannot represent a value, the batch is halved until the value is found. The dict has an OutsideCalendarError in its place.
     """
     try:
         return {tuple(row[:-1]): row[-1] for row in tx.connection.execute(query.selects.select_base_times(keys))}
@@ -413,7 +418,7 @@ class AttemptWithFacts:
     due: datetime | None = None  # when the occurrence became due; None if it has no due time
     in_the_air: bool = False  # whether this worker has a call in flight for the record, whatever the table says
     early: bool = False  # whether the due time is in the future, since it was moved or the clock was set back
-    condition: bool = False  # whether the condition holds, whichever occurrence the record has now
+    condition: bool = False  # whether the condition holds now, for whichever occurrence
     unreadable: str | None = None  # why the record cannot be loaded (then `record` is None, and `facts` are not known); None if it can
 
 
@@ -424,7 +429,7 @@ class AttemptsUnderLock:
     standing: dict[attempts.Identity, AttemptWithFacts] = field(default_factory=dict)
     # attempts whose record another transaction has locked: these attempts are read again later
     busy: set[attempts.Identity] = field(default_factory=set)
-    # by attempt, why its record is unreadable
+    # maps an attempt to the reason why its record is unreadable
     unreadable: dict[attempts.Identity, tuple[Attempt | None, str]] = field(default_factory=dict)
     # attempts that are in `unreadable` because the condition raises an error for their record
     unasked: set[attempts.Identity] = field(default_factory=set)
@@ -506,7 +511,7 @@ def _due_times_by_text(query: ConditionQuery, tx: Transaction, records: Sequence
 
 
 def is_present_occurrence(query: ConditionQuery, occurrence: str, record: Any) -> bool:
-    """Return whether this text is that of the record's present occurrence (the part of its state that makes it a new event)."""
+    """Return whether the text `occurrence` stands for the record's present occurrence (the part of its state that makes it a new event)."""
     try:
         return query.occurrences.means_occurrence(occurrence, query.occurrences.occurrence_text(record))
     except (OverflowError, GroundstateError):  # an occurrence without a text form is stored in its attempt as an empty text

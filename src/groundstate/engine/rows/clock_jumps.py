@@ -1,7 +1,8 @@
 """Notices when the database's clock is set ahead or back (by a person or NTP), and moves the times in our own rows by as much.
 
-Attempts hold times of that clock: until when a call may still arrive at its service, how old a key is, when to ask again. These times are
-meant as durations from now, so they have to be moved with the clock. Users' own columns are left unchanged (hazards 5 and 42).
+Attempts store times of the database's clock, such as the time of the next retry, or the time until which a call may still arrive at its
+service. These times are meant as durations from now, so they have to be moved with the clock. Users' own columns are left unchanged
+(hazards 5 and 42).
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def move_times_with_clock(tx: Transaction, incarnation: int, by: timedelta) -> N
     mine = (table.c.worker == incarnation, table.c.state.in_([State.BEGUN.value, State.DOUBT.value]))
     try:
         some = attempts.fetch_attempts(tx.connection, attempts.select_attempts(*mine))
-    except Illegible:  # a row is unreadable, and is mended later; until then only deadlines in the past are moved
+    except Illegible:  # some row is unreadable until it is mended; for now, move only deadlines that are in the past
         tx.connection.execute(update(table).where(*mine, table.c.deadline < tx.now).values(deadline=tx.now))
     else:
         attempts.update_attempts(tx.connection, [(one, with_times_adjusted(one, by, tx.now)) for one in some])

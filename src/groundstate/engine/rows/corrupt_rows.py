@@ -1,7 +1,7 @@
-"""Reads and mends rows of our own tables that cannot be read because a person edited them. An attempt among them is held for a person.
+"""Handles rows of our own tables that are unreadable because a person edited them. If such a row is an attempt, it is held for a person.
 
-Its call may have been made, so the attempt still keeps its record from being claimed, and never causes a new call. Workers and commands
-repair such rows (`mend_unreadable_rows`); a function that only reads gets them as they would be after a repair
+The attempt's call may have been made, so the attempt still keeps its record from being claimed, and never causes a new call. Workers and
+commands repair unreadable rows (`mend_unreadable_rows`). A function that only reads gets each row as it would be after a repair
 (`fetch_attempts_despite_corrupt_rows`).
 """
 
@@ -52,8 +52,11 @@ class _Row:
         return self.cells["state"].text in _STATES
 
     def to_attempt(self) -> Attempt:
-        """Return the Attempt that stands for this row. It is held. It also counts as unsure (its call may have been made), except if the
-        readable cells show that no call was made. If only free text (`_WORDS`) is unreadable, the state stays as it is.
+        """Return the Attempt that stands for this row.
+
+        If the row's state is known and only free text (`_WORDS`) is unreadable, the Attempt has this state. Otherwise the Attempt is held.
+        Then it also counts as unsure (its call may have been made), unless the state is known and the readable cells show that no call was
+        made.
         """
         values = {name: self._readable_value(cell) for name, cell in self.cells.items()}
         wrong = [cell for cell in self.unreadable_cells if cell.column.name not in _WORDS]
@@ -172,10 +175,10 @@ def _set_missing_times(tx: Transaction) -> int:
 
 
 def _mend_other_table(tx: Transaction, table: Table, instead: dict[str, Any]) -> int:
-    """Mend unreadable rows of the worker or the reaction table, and return how many there were. A worker's row with an unreadable number is
+    """Mend unreadable rows of the worker or the reaction table, and return how many there were. A worker's row with an unreadable id is
     deleted, since no lock can belong to it.
 
-    instead: the values to write into unreadable cells, by column.
+    instead: the values to write into unreadable cells, as a dict from column name to value.
     """
     of = list(table.columns)
     count = 0
@@ -195,7 +198,8 @@ def _mend_other_table(tx: Transaction, table: Table, instead: dict[str, Any]) ->
             tx.connection.execute(delete(table).where(_where_row_is(table, row)))
             continue
         values = {cell.column.name: instead.get(cell.column.name, _fallback_value(cell)) for cell in faults}
-        # This runs in a savepoint, whose own number becomes the row's `xmin`. So no number in `wrote` could match it; NULL means unknown.
+        # The row's `xmin` becomes the number of the savepoint in which this runs. No number that is stored in `wrote` would equal it, so
+        # NULL is stored, which means unknown.
         values["wrote"] = None
         _update_row(tx, table, row, values, "name" if "name" in row else "host", " (edited)")
     return count
@@ -208,15 +212,13 @@ def _fallback_value(cell: RawCell) -> Any:
 
 
 def _where_row_is(table: Table, row: dict[str, RawCell]) -> Any:
-    """Return the SQL condition that selects exactly this row; a row of an attempt is selected only while its state and call number are
-    unchanged.
-    """
+    """Return the SQL condition that selects exactly this row. If the row is an attempt, its state and call number must be unchanged too."""
     fence = [table.c.state, table.c.call] if "state" in row else []
     return and_(*[row[column.name].equals_stored_value(f"is_{column.name}") for column in [*table.primary_key, *fence]])
 
 
 def _update_row(tx: Transaction, table: Table, row: dict[str, RawCell], values: dict[str, Any], name: str, apart: str) -> None:
-    """Write `values` to this row. If they violate a unique key, write them again with the text `apart` appended to the column `name`."""
+    """Write `values` to this row. If they violate a unique key, append the text `apart` to the value of column `name`, and try again."""
     statement = update(table).where(_where_row_is(table, row))
     try:
         with tx.connection.begin_nested():

@@ -4,8 +4,9 @@ An ALTER TABLE that rewrites the table, or an UPDATE by hand, leaves the same si
 it. Instead, reactions with a call wait until a person says whether it was a restore: by `groundstate trust`, or by a start with
 --after-restore. Reactions without a call go on.
 
-The sign can be in our own row of groundstate_reaction and in the rows of worker incarnations. A start that sees it marks the reactions of
-every app, because rows of incarnations are deleted after a while, and because a person answers for one app only.
+The sign can be in our own row of groundstate_reaction and in the rows of worker incarnations. A start that sees the sign marks the
+reactions of every app, since the sign may be gone later: rows of incarnations are deleted after a while, and a person's answer removes the
+sign although the person answers for one app only.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ NOBODY = Waiting()
 
 
 def can_show_restore(database: Database) -> bool:
-    """Return whether our rows on this database can show that a backup was restored: they show it if something other than groundstate wrote
+    """Return whether our rows on this database can show that a backup was restored. The sign is that something other than groundstate wrote
     them. True on PostgreSQL, unless the app declares that a failover of its server loses no commit.
     """
     return database.locks_rows and database.settings.failover != "lossless"
@@ -74,8 +75,8 @@ def find_waiting_reactions(database: Database, connection: Connection, app: str)
 
 
 def mark_and_list_waiting_reactions(incarnation: Incarnation, specs: Iterable[ReactionSpec]) -> frozenset[str]:
-    """Return which of these reactions wait for a person, since a backup may have been put back; first mark them if no start has. A start
-    must call this before it writes to any row that can show a restore.
+    """Return those of these reactions that must wait for a person because a backup may have been put back. If no earlier start has marked
+    them, mark them first. A start must call this before it writes to any row that can show a restore.
     """
     if not can_show_restore(incarnation.database):
         return frozenset()

@@ -32,7 +32,7 @@ def seconds_since_clocks(before: tuple[float, float], clock: Clock) -> float:
 
 @dataclass(eq=False)
 class InFlightCall:
-    """One call for one attempt. If `asked_at` is set, it is a lookup instead: a question to the service what became of the call."""
+    """One call for one attempt. If `asked_at` is set, this is a lookup instead: it asks the service what became of the call."""
 
     query: ConditionQuery
     identity: Identity
@@ -45,7 +45,8 @@ class InFlightCall:
     asked_at: datetime | None = None  # the database's time before the lookup was sent; None for a call
     incarnation: int = 0  # id of the worker incarnation that began the call
     failures: int = 0  # how often this attempt had failed before
-    # the most calls that may be in flight at once in careful mode, this one included (1: this call must be alone); 0 outside careful mode
+    # In careful mode, at most this many calls may be in flight at once, this call included: 1 means that this call must be alone.
+    # Outside of careful mode it is 0.
     together: int = 0
     ends_s: float | None = None  # monotonic seconds at which the call times out; None before it is sent
     given_up: bool = False  # whether the call timed out and its thread (or its task, despite the cancellation) still runs
@@ -54,7 +55,7 @@ class InFlightCall:
     cut_off: bool = False  # whether we cancelled the call, so that its result says nothing about the external service
     tenant: str | None = None  # the tenant (the value of `per`); None without `per`
     line: str | None = None  # the value of `in_order`; calls with equal values are made one at a time
-    # copy of the argument, made when the call is sent, to find out whether the call edits the argument; None if that is impossible
+    # A copy of the argument, made when the call is sent. It shows later whether the call changed its argument. None if no copy can be made.
     given: GivenSnapshot | None = None
 
     @property
@@ -63,7 +64,7 @@ class InFlightCall:
 
     @property
     def was_tried_before(self) -> bool:
-        """Return whether the call for this record was tried before. Return True for a lookup too."""
+        """Return whether the call for this record was tried before. For a lookup this is always True."""
         return self.is_lookup or self.failures > 0 or self.moment.call_no > 1
 
     @property

@@ -28,7 +28,7 @@ BASE64 = "groundstate_base64"  # JSON key of a list that holds one outcome, whos
 COMES_BACK = "groundstate_comes_back"
 
 _NOTHING = {"groundstate": "stands here to see whether anything is read here"}
-_PROBED_MOST = 200  # for at most so many JSON keys of one outcome, it is tested whether the outcome's type reads the key
+_PROBED_MOST = 200  # the most JSON keys of one outcome for which it is tested whether the outcome's type reads them
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def _base64_adapter(kind: Any) -> Any:
 
 @cache
 def _alias_arguments() -> dict[str, bool]:
-    """Return the arguments that make pydantic read fields by alias and by name. Return none for an older pydantic, which has no such
-    arguments: there the model alone decides.
+    """Return the arguments that make pydantic read fields by alias and by name. Return an empty dict for an older pydantic, which does not
+    know these arguments: there the model alone decides.
     """
     from pydantic import TypeAdapter
 
@@ -85,10 +85,12 @@ def _alias_arguments() -> dict[str, bool]:
 
 # ---- one outcome -----------------------------------------------------------------------------------------------------------------
 def outcome_to_kept_form(kind: Any, value: Any, *, pen: Pen = PLAIN, given: str | None = None) -> Any:
-    """Return what is kept of one outcome: JSON values that load as an equal outcome. If there are none, return a dict with the outcome's
-    repr (`REPR`), its JSON (`JSON`), and the repr of the unequal value that this JSON loads as (`COMES_BACK`).
+    """Return what is kept of one outcome: JSON values that load as an equal outcome.
 
-    given: the JSON from which the outcome was loaded, which is tried last; None if the outcome was not loaded from JSON.
+    If no JSON loads as an equal outcome, return a dict with the outcome's repr (`REPR`). If the outcome can be written as JSON at all, the
+    dict also has this JSON (`JSON`), and the repr of the value that it loads as (`COMES_BACK`).
+
+    given: the JSON from which the outcome was loaded; None if it was not loaded from JSON. This JSON is tried last.
     """
     first: dict[str, Any] = {}
     for form in _ways_to_write_as_json(kind, value, given):
@@ -111,8 +113,10 @@ def can_be_kept_as_json(kind: Any, value: Any) -> bool:
 
 
 def _ways_to_write_as_json(kind: Any, value: Any, given: str | None) -> Iterator[Any]:
-    """Yield the outcome as JSON values in several forms, the best form first: with aliases, by which a model reads its fields; with field
-    names, for models that use aliases only in writing; with NaN and infinities; with bytes as base64; and finally the JSON `given`.
+    """Yield the outcome as JSON values in several forms, the best form first.
+
+    The forms are: with aliases, by which a model reads its fields; with field names, for models that use aliases only when they write; with
+    NaN and infinities; with bytes as base64; and finally the JSON `given`.
     """
     adapter = _pydantic_adapter(kind)
     ways: list[Callable[[], Any]] = [
@@ -256,8 +260,9 @@ def _unread_keys(kind: Any, part: Any, value: Any) -> list[str]:
 
 
 def _keys_missing_in_form(form: Any, part: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield the path of each key of the original JSON (`part`) that is missing in `form`. `form` is the JSON made from the value that was
-    loaded from `part`. A key whose value is null does not count as missing.
+    """Yield the path of each key that the original JSON (`part`) has and the new JSON (`form`) lacks. A key whose value is null is ignored.
+
+    The new JSON was made from the value that was loaded from the original JSON.
     """
     if isinstance(part, dict):
         for name, value in part.items():
@@ -352,8 +357,9 @@ def is_text_only(part: Any) -> bool:
 
 
 def note_if_only_text_was_kept(why: str, written: str, *, last: bool = True) -> str:
-    """Return the text `why`, the reason why an attempt is held. If only a text was kept of the attempt's last outcome (or, with
-    `last=False`, of its first outcome), add a note that says so.
+    """Return `why` (the reason why an attempt is held), with a note if only a text was kept of the attempt's outcome.
+
+    The outcome is the last one of the attempt, or the first one if `last` is False.
     """
     part = _parse_outcomes(written)[-1 if last else 0]
     if not is_text_only(part):

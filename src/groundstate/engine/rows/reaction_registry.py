@@ -33,7 +33,7 @@ BASELINE = blocking.BASELINE
 MATCHES_NOTHING = (
     "1 = 0"  # stored as the condition of a reaction whose row a restore has removed: it matches nothing, so the reaction counts as new
 )
-COUNTED_MAX = 100_000  # rows: counting stops at this number, and 'at least' is shown
+COUNTED_MAX = 100_000  # counting of rows stops at this number; a person then reads 'at least'
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Known:
         return self.condition == query.texts.condition_text and not self.has_other_records(query)
 
     def has_other_records(self, query: ConditionQuery) -> bool:
-        """Return whether the reaction was accepted with another table or key. If so, its attempts do not show for which of its present
-        records a call was made.
+        """Return whether the reaction was accepted with another table or key than it has now. If so, its attempts name the former records:
+        they do not show for which of the present records a call was made.
         """
         return self.record is not None and self.record != query.spec.record_kind
 
@@ -76,14 +76,14 @@ class UnacceptedReaction:
     """A new or changed reaction that matches rows which existed before it. It does not start until a person accepts it.
 
     Attributes:
-        calls: For how many of those rows the reaction would make its call: rows without an attempt of the reaction. 0 if it has no call.
-        call: The name of that call.
-        in_doubt: A text: what becomes of those rows if they are accepted as in doubt.
+        calls: The number of existing rows for which the reaction would make its call, since it has no attempt on them. 0 if it has no call.
+        call: The name of this call.
+        in_doubt: A text that says what becomes of the existing rows if a person accepts them as in doubt.
         suspect: Whether a backup was put back. Then each row is put in doubt first, whatever the person answers.
-        both: Whether the reaction goes on, until the person answers, for rows that the accepted condition matches too.
+        both: Whether the rows that match both the new and the accepted condition are carried out until the person answers.
         older: Whether another condition was accepted after this one, so that this may be an older version.
-        moved: A text: how the table or key of its records changed; empty if neither did.
-        known_before: How many attempts, including baselines, exist for records of the old table or key. They must be settled before the
+        moved: A text that says how the table or key of the records changed; empty if neither changed.
+        known_before: The number of attempts, including baselines, on records of the old table or key. They must be settled before the
             reaction can be accepted.
     """
 
@@ -230,8 +230,8 @@ def split_newcomers(
     question, and those that a person must accept.
 
     An older version of the application does not take back what a newer version had accepted. So a reaction is in neither list if its
-    condition was accepted before the condition that is accepted now, and matches no row that the latter does not match. This holds for a
-    day, the longest that a deployment is expected to take.
+    condition was accepted earlier than the condition that is accepted now, and if all rows that it matches are matched by the latter too.
+    After a day, the longest that a deployment is expected to take, this exception ends.
 
     A reaction whose condition the database cannot evaluate is in neither list. Instead, `unasked` is called with the condition query, the
     error, and the reason as a text.
@@ -257,7 +257,8 @@ def find_newcomer(connection: Connection, query: ConditionQuery, before: Known |
     """Return what a person is asked about a new or changed reaction. In the result, `rows` is the number of existing rows that newly
     match.
 
-    A row that has an attempt of this reaction (or a baseline) does not count: the reaction was begun for it, or a person decided about it.
+    A row with an attempt of this reaction does not count, since the reaction was begun for this row. A row with a baseline does not count
+    either, since a person decided about it.
     """
     spec = query.spec
     if before is not None and before.has_other_records(query):
@@ -296,8 +297,8 @@ def _newcomer_with_other_table_or_key(connection: Connection, query: ConditionQu
 
 
 def is_older(connection: Connection, query: ConditionQuery, before: Known | None) -> bool:
-    """Return whether this condition had been accepted and, less than a day ago, another condition was accepted after it. Then this may be
-    an older version of the application, still running beside a newer one during a deployment.
+    """Return whether this condition was accepted earlier, and another condition replaced it less than a day ago. Then this may be an older
+    version of the application, which still runs beside a newer one during a deployment.
     """
     if before is None or query.texts.condition_text not in before.earlier:
         return False
@@ -369,11 +370,11 @@ def accept_reactions(incarnation: Incarnation, queries: Sequence[ConditionQuery]
 
 
 def key_clashes(connection: Connection, specs: Sequence[ReactionSpec]) -> list[str]:
-    """Return one text, with the error and its cure, for each of these reactions that would make wrong idempotency keys. A start refuses
-    such reactions.
+    """Return one text, with the error and its cure, for each of these reactions that would make wrong idempotency keys. A worker refuses to
+    start with such a reaction.
 
-    A renamed reaction still makes its keys from its old name (hazard 62). If another reaction later gets the old name, it would make the
-    same keys. If an application declares another key name than the one stored in the database, its keys would differ from earlier ones.
+    There are two cases. A renamed reaction still makes its keys from its old name (hazard 62), so a new reaction with this old name would
+    make the same keys. And if the application declares another key name than the stored one, its keys would differ from the earlier keys.
     """
     rows = select(table.c.app, table.c.name, table.c.key_name).where(table.c.name != "", table.c.mark.is_(None))
     there = {(str(app), str(name)): str(key) for app, name, key in connection.execute(rows)}
@@ -402,8 +403,10 @@ def key_clashes(connection: Connection, specs: Sequence[ReactionSpec]) -> list[s
 
 
 def undeclared_key_names(connection: Connection, app: str, specs: Sequence[ReactionSpec]) -> dict[str, str]:
-    """Return a dict from reaction to its stored key name (the name from which idempotency keys are made), as Python code. It has only the
-    reactions for which the application declares no key name, and for which another name than the reaction's is stored.
+    """Return a dict from reaction to its stored key name, as Python code. Idempotency keys are made from the key name.
+
+    The dict has only reactions for which the application declares no key name although the stored key name differs from the reaction's
+    name.
     """
     seen = read_known_reactions(connection, app)
     return {
@@ -434,8 +437,8 @@ def _earlier_conditions_json(before: Known, now: str) -> str | None:
     return json.dumps(found[-EARLIER_MOST:], ensure_ascii=False) if found else None
 
 
-SIDE_BY_SIDE = timedelta(days=1)  # after a condition is accepted, workers with an earlier one may start for so long
-EARLIER_MOST = 8  # how many earlier conditions are kept: more than there are versions of an application running at once
+SIDE_BY_SIDE = timedelta(days=1)  # for this long after a condition is accepted, workers with an earlier condition may start
+EARLIER_MOST = 8  # the most earlier conditions that are kept; fewer versions of an application than this run at once
 
 
 def clear_accepted_condition(connection: Connection, app: str, name: str) -> None:
@@ -450,7 +453,7 @@ def undeclared_with_open_attempts(
     connection: Connection, app: str, names: Sequence[str], schedules: Sequence[str] = ()
 ) -> list[tuple[str, int]]:
     """Return pairs (reaction, number of its open attempts) for the reactions that have open attempts and that this version of the
-    application does not declare. A start refuses to go on then, since attempts are never dropped.
+    application does not declare. If there are any, a worker refuses to start, since attempts are never dropped.
 
     names: the declared reactions.
     schedules: the declared schedules. A schedule's own attempts have no record. So an attempt that has a schedule's name and a record

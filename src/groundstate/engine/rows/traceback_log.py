@@ -12,7 +12,7 @@ from groundstate.engine.sql.safe_text import OURS, original_exception, safe_str,
 
 log = logging.getLogger("groundstate")
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
-_KINDS_MOST = 1000  # kinds of errors that are remembered; when there are more, all are forgotten, and each kind is logged once more
+_KINDS_MOST = 1000  # the most kinds of errors that are remembered; when there are more, all are forgotten and logged anew
 _CHAIN_MOST = 5  # how many causes (`__cause__` or `__context__`) of an exception are shown at most
 
 
@@ -41,8 +41,9 @@ class Tracebacks:
         return type(shown), shown, shown.__traceback__
 
     def _redacted_copy(self, error: BaseException, most: int) -> BaseException:
-        """Return an exception that prints like this one, but with a redacted text: the text of the original may contain secrets. most: how
-        many of its causes, each the cause of the one before, are copied at most.
+        """Return an exception that prints like this one, but with a redacted text: the text of the original may contain secrets.
+
+        The copy has the chain of the original's causes, up to `most` causes.
         """
         kind = type(error)
         like: type[Exception] = type(kind.__name__, (Exception,), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})

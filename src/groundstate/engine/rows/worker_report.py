@@ -37,7 +37,7 @@ class Pause:
 
 @dataclass(frozen=True)
 class Failing:
-    """A pause of a reaction without a call, because its handler failed for many different records, one after another."""
+    """A reaction that makes no calls pauses, because its handler failed for many different records, one after another."""
 
     reaction: str
     since: datetime
@@ -52,6 +52,18 @@ class Lacks:
 
     reaction: str
     why: str
+
+
+@dataclass(frozen=True)
+class HandlerLock:
+    """Records that wait because their reaction's handler met a lock of another transaction; `why` names the lock and its holder.
+
+    records: their keys as texts, not all of them if there are many; empty if the whole reaction waits, since a table is locked.
+    """
+
+    reaction: str
+    why: str
+    records: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,7 @@ class WorkerReport:
         failing: Reactions whose handlers failed for many different records in a row.
         troubled: Reactions that fail as a whole, whatever the record, and that the worker tries again and again; its log says why.
         lacks: Reactions that the worker does not carry out because something is missing.
+        locks: Reactions, or records of them, that wait because a handler met a lock of another transaction.
     """
 
     waits_for_go: bool = False
@@ -110,6 +123,7 @@ class WorkerReport:
     failing: tuple[Failing, ...] = ()
     troubled: tuple[str, ...] = ()
     lacks: tuple[Lacks, ...] = ()
+    locks: tuple[HandlerLock, ...] = ()
 
 
 NOTHING = WorkerReport()
@@ -144,6 +158,7 @@ def report_from_json(text: str | None) -> WorkerReport:
         ),
         troubled=_parse_list(found, "troubled", _check_text),
         lacks=_parse_list(found, "lacks", lambda one: Lacks(_check_text(one["reaction"]), _check_text(one["why"]))),
+        locks=_parse_list(found, "locks", _parse_lock),
     )
 
 
@@ -161,6 +176,10 @@ def _parse_list(found: dict[str, Any], name: str, make: Callable[[Any], T]) -> t
 def _parse_count(found: dict[str, Any], name: str, least: int) -> int:
     count = found.get(name)
     return max(count, least) if type(count) is int else least
+
+
+def _parse_lock(one: Any) -> HandlerLock:
+    return HandlerLock(_check_text(one["reaction"]), _check_text(one["why"]), tuple(_check_text(record) for record in one["records"]))
 
 
 def _parse_pause(one: Any) -> Pause:

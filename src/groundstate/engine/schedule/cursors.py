@@ -116,7 +116,9 @@ def enrol_schedules(incarnation: Incarnation, specs: Sequence[ScheduleSpec]) -> 
 
 
 def _restart_schedule(incarnation: Incarnation, spec: ScheduleSpec, before: ScheduleCursor | None) -> None:
-    """Set the schedule's cursor to now and log it. The row is left alone if another worker changed its definition since `before` was read;
+    """Set the schedule's cursor to now and log it. The row stays as it is if another worker changed its definition after
+    `before` was read.
+
     `before` is None if there was no row.
     """
     with incarnation.open_transaction() as tx:

@@ -106,7 +106,7 @@ class TickRunner:
     def last_error_text(self) -> str | None:
         """The database's error at the last try of a schedule, such as a full disk, with the schedule's name; None if no schedule has one.
 
-        That a row is locked by another transaction does not count as such an error.
+        If another transaction has locked a row, this does not count as an error.
         """
         return next((f"schedule {plan.spec.name}: {plan.waits_for}" for plan in self._plans if plan.waits_for is not None), None)
 
@@ -146,7 +146,7 @@ class TickRunner:
         return began + wait if wait > 0 else 0.0
 
     def _postpone(self, plan: _SchedulePlan, error: Exception) -> None:
-        """Log the error, and postpone the next try of the schedule, for longer after each error in a row."""
+        """Log the error, and postpone the next try of the schedule. With each further error, the wait becomes longer."""
         plan.left = True
         plan.trouble = min(plan.trouble + 1, 8)
         plan.not_before = self._worker_state.clock.monotonic() + 0.05 * 2**plan.trouble
@@ -386,8 +386,8 @@ class TickRunner:
 
 
 def _is_begun_by_us(worker_state: WorkerState) -> ColumnElement[bool]:
-    """Return the SQL condition for attempts that this worker has begun. If the database fails before a tick's handler runs, its begun
-    attempt is left over.
+    """Return the SQL condition for attempts that this worker has begun. If the database fails before a tick's handler runs, the tick's
+    attempt is left in the state begun.
     """
     return and_(table.c.state == State.BEGUN.value, table.c.worker == worker_state.incarnation.id)
 

@@ -61,7 +61,7 @@ def overdue_since(connection: Connection, query: ConditionQuery) -> datetime | N
 
 
 def next_timers(connection: Connection, queries: Sequence[ConditionQuery], most: int) -> list[Timer]:
-    """Return the `most` records of all these reactions that become due next, the soonest first.
+    """Return at most `most` records of all these reactions: the records that become due next, the soonest first.
 
     A record whose due time cannot be read is left out here, and reported by `odd_due_times`.
     """

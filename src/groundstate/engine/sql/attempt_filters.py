@@ -23,17 +23,15 @@ from groundstate.values import keys
 
 # SQL condition on an attempt: it prevents all other reactions from taking its record, since a call for the record may have been made.
 is_blocking: ColumnElement[bool] = or_(attempt.c.state == "begun", attempt.c.unsure)
-# SQL condition on an attempt: it prevents its own reaction from taking the record for another occurrence, since `is_blocking` is true for
-# it, or it is held with an outcome.
+# SQL condition on an attempt: it prevents its own reaction from taking the record for another occurrence. This is so if the attempt is
+# blocking, or if it is held with an outcome.
 is_blocking_own_reaction: ColumnElement[bool] = or_(is_blocking, and_(attempt.c.state == "held", attempt.c.outcome.is_not(None)))
 
 _CALENDAR = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))  # the first and the last time of Python's calendar
 
 
 class AttemptFilters:
-    """The SQL conditions by which statements over one reaction's records exclude or include records by their attempts, and the texts that
-    the reaction's attempts store.
-    """
+    """The SQL conditions that select one reaction's records by the attempts on them, and the texts that the reaction's attempts store."""
 
     def __init__(self, spec: ReactionSpec, database: Database, keys_: RecordKeys, occurrences: OccurrenceTexts) -> None:
         self._spec = spec
@@ -58,7 +56,10 @@ class AttemptFilters:
     # ---- conditions on an attempt ----------------------------------------------------------------------------------------------
     @cached_property
     def _occurrence_in_sql(self) -> ColumnElement[str] | None:
-        """Return the SQL expression for the canonical text of the occurrence. None unless the occurrence is a single UtcDateTime column."""
+        """Return the SQL expression for the canonical text of the occurrence.
+
+        Return None if the occurrence is anything else than a single UtcDateTime column.
+        """
         if len(self._spec.occurrence) != 1 or not isinstance(self._spec.occurrence[0].type, UtcDateTime):
             return None
         at: Any = self._spec.occurrence[0]
@@ -97,8 +98,9 @@ class AttemptFilters:
 
     @property
     def is_outdated_baseline(self) -> ColumnElement[bool]:
-        """Return the SQL condition that an attempt is a baseline (it marks a record that matched before the reaction was introduced) from a
-        time when other columns made up the occurrence.
+        """Return the SQL condition that an attempt is an outdated baseline: other columns made up the occurrence when it was written.
+
+        A baseline marks a record that matched before the reaction was introduced.
         """
         ending = begun_kind.json_suffix_of_baselines(self._spec.occurrence_columns)
         said_otherwise = and_(attempt.c.begun_with.is_not(None), not_(attempt.c.begun_with.endswith(ending, autoescape=True)))

@@ -40,13 +40,14 @@ from groundstate.engine.sql import in_list
 from groundstate.store.port import Database
 
 _HOOKS = ("before_update", "after_update", "before_insert", "after_insert", "before_delete", "after_delete")
-_SHARED = 8  # at least so many records must get the same new values before one statement writes them all
+_SHARED = 8  # the least number of records with the same new values for which one statement writes all of them
 _IN_ARRAYS = frozenset({Integer, BigInteger, SmallInteger, String, Text, Boolean, DateTime, Date, Double, Uuid})
 
 
 def changed_attributes(record: Any) -> dict[str, Any]:
-    """Return a dict from the name of each attribute that a flush would write to its old value. As in SQLAlchemy, the column type's own
-    comparison decides whether a value changed.
+    """Return the changed attributes of the record (those that a flush would write), as a dict from attribute name to old value.
+
+    As in SQLAlchemy, the column type's own comparison decides whether a value changed.
     """
     state: Any = instance_state(record)
     values, attributes = state.dict, state.manager
@@ -139,8 +140,8 @@ def _can_flush_before_bulk_update(mapper: Mapper[Any], other: Any) -> bool:
     """Return whether this changed object, which is not one of the records, may be flushed before the bulk UPDATE, while the records are not
     in the session.
 
-    It may if the flush writes only plain columns of a row in another table: then the order of the two writes does not matter, and no
-    collection that contains a record is flushed.
+    The object may be flushed first if the flush writes only plain columns of a row in another table. Then the order of the two writes does
+    not matter, and no collection that contains a record is flushed.
     """
     its = instance_state(other).mapper
     columns = bulk_writable_columns(its)
@@ -207,8 +208,8 @@ def write_changes(
 def _custom_bind_processors(mapper: Mapper[Any], dialect: Dialect) -> Mapping[str, Callable[[Any], Any]]:
     """Return a dict from attribute name to bind processor, for the attributes whose types are neither SQLAlchemy's nor groundstate's.
 
-    What SQLAlchemy's and groundstate's own processors return depends only on the value. Any other processor may map two values to the same
-    one, map equal values to different ones, or be random.
+    The result of SQLAlchemy's and groundstate's own processors depends only on the value. Any other processor may return the same result
+    for two different values, different results for two equal values, or a random result.
     """
     found = {}
     for name, column in (bulk_writable_columns(mapper) or {}).items():

@@ -64,13 +64,14 @@ class GuardedCode:
         self.places = places
         self.own = own  # the only connection that may write; None if no connection may
         self.may_say = may_say  # whether the code may write inside a block of `call_writes`
-        # set to False when the guarded code ends: tasks that it started inherit this context and may outlive it, and the guard must not
-        # apply to them
+        # Set to False when the guarded code ends. Tasks that the code started inherit its context, and may run longer than the code. From
+        # its end on, the guard must not apply to these tasks.
         self.runs = True
 
 
 in_call: ContextVar[GuardedCode | None] = ContextVar("groundstate_in_call", default=None)
-_said: ContextVar[tuple[str, ...]] = ContextVar("groundstate_call_writes", default=())  # `why` of each open block
+# the argument `why` of each block of `call_writes` that is open in this context
+_said: ContextVar[tuple[str, ...]] = ContextVar("groundstate_call_writes", default=())
 
 _places: dict[str, tuple[weakref.ref[StoreLocation], ...]] = {}  # the locations of each app's stores, by the app's name
 _changing = threading.Lock()
@@ -78,7 +79,7 @@ _changing = threading.Lock()
 
 def guard_store(app: str, url: URL, database: Database | None = None) -> StoreLocation:
     """Refuse from now on that calls of this app write to this database. The caller must keep the returned StoreLocation: the guard ends
-    when it is garbage-collected.
+    when this object is garbage-collected.
     """
     place = StoreLocation(url, database)
     with _changing:

@@ -50,8 +50,9 @@ class InFlightCalls:
             del self._flying[key]
 
     def set_excluded_records(self, records: Iterable[RecordKey]) -> None:
-        """Replace the set of excluded records, which this worker must not take. Call it for records if it is unknown what was done with
-        them.
+        """Set which records are excluded, so that this worker must not take them. They replace the records that were excluded before.
+
+        Exclude a record if it is unknown what was done with it.
         """
         self._kept_out = frozenset(records)
 

@@ -29,8 +29,8 @@ KEYS_MAX = 10_000  # records: if a commit touched more records of one class than
 class TouchedRecords:
     """The records that one commit touched.
 
-    `keys` has, for each class, a dict from primary key to the record's new values; None if these are not known. With the new values, a
-    reaction can find out without a query that its condition does not hold.
+    `keys` has, for each class, a dict from primary key to the record's new values, or to None if the new values are not known. By the new
+    values, a worker can tell without a query that a reaction's condition does not hold.
     """
 
     keys: dict[type, dict[PrimaryKey, Mapping[str, Any] | None]] = field(default_factory=dict)
@@ -79,8 +79,8 @@ class Listener(Protocol):
         """Receive the hint of one commit, on the thread that committed. Must return at once and never raise."""
 
 
-# id(listener) -> listener. A dict, since `list` copies its values atomically, whatever other threads and the garbage collector do. It has
-# no lock, since a finaliser that calls remove_listener, or a forked child process, could wait for it for ever.
+# Maps id(listener) to the listener. A dict is used because `list` copies its values atomically, whatever other threads and the garbage
+# collector do. No lock is used: a finaliser that calls remove_listener, or a forked child process, could wait for the lock for ever.
 _listeners: dict[int, weakref.ref[Any]] = {}
 _TOUCHED = "groundstate_touched"
 
@@ -145,8 +145,9 @@ _NOT_LOADED = object()
 
 
 def _present_and_previous_values(record: Any, names: tuple[str, ...]) -> set[tuple[Any, ...]]:
-    """Return a set with the tuple of present values and the tuple of previous values of these attributes. Call it in after_flush, or if
-    nothing was flushed.
+    """Return the present values and the previous values of these attributes, as a set of one or two tuples.
+
+    Call it in `after_flush`, or if nothing was flushed: otherwise the previous values are not known any more.
     """
     state: Any = instance_state(record)
     if state.key is None:  # the record is new, so an attribute that was never set is NULL

@@ -26,7 +26,7 @@ from groundstate.rules.specs import ReactionSpec
 from groundstate.store.port import Database
 from groundstate.values.errors import DeclarationError
 
-# the most rows in `raising_keys`. If the evaluation fails for more rows, the condition itself is wrong, and the reaction waits
+# The most rows in `raising_keys`. If the evaluation fails for more rows, the condition itself is wrong, and no row is carried out.
 APART_MOST = 1_000
 
 
@@ -38,10 +38,10 @@ class ConditionQuery:
     None if the reaction has none. selects: the SELECTs over records; they and `condition` are replaced whenever the order of evaluation or
     the narrowing changes, so read them from the query each time.
 
-    In these parts, a name with `is_` or `has_` is an SQL condition, `select_` a SELECT, and `clauses_` the clauses of a WHERE. A bool of
-    Python begins with another verb, such as `reads_` or `may_`.
+    In these parts, the name of an SQL condition begins with `is_` or `has_`, the name of a SELECT with `select_`, and the name of a list of
+    WHERE clauses with `clauses_`. The name of a Python bool begins with another verb, such as `reads_` or `may_`.
 
-    moment: It replaces the database's clock, to find what would be due at that time.
+    moment: A time that is used instead of the database's clock, to find what would be due at that time.
 
     Raises:
         DeclarationError: This database would not compute the condition or the due time as it is meant; the message names the cure.
@@ -147,7 +147,7 @@ class ConditionQuery:
 
     @cached_property
     def _is_raising_row(self) -> ColumnElement[bool]:
-        """Return SQL that is true for the records on which the evaluation of the reaction's condition raises an error.
+        """Return the SQL condition that selects the records for which evaluating the reaction's condition raises an error.
 
         The keys of these records are a parameter, which is read from `raising_keys` whenever the statement is executed.
         """

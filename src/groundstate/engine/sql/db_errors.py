@@ -29,7 +29,7 @@ _TOO_MANY = "53300"
 _FULL = ("too many clients", "too many connections", "remaining connection slots")
 _NOT_UP = (
     "the database system is starting up",
-    "the database system is shutting down",  # the server restarts or ends: it will soon accept connections again, or be down
+    "the database system is shutting down",  # after a restart the server accepts connections again; otherwise it is down soon
     "the database system is not",
     "the database system is in recovery mode",
 )
@@ -208,11 +208,10 @@ def _cure_for_schema_mismatch(error: BaseException) -> str | None:
 
 
 def is_raised_before_sending(error: BaseException) -> bool:
-    """Return whether a statement could not be built, or its values could not be passed to the driver, so that the database never received
-    it.
+    """Return whether the database probably never received a statement, since it could not be built or the driver refused its values.
 
-    Also return True if a statement's results could not be converted, since such an error looks the same. Only the caller, which knows the
-    statement, can tell these cases apart.
+    An error in the conversion of a statement's results looks the same, so the answer for it is True too. Only the caller knows the
+    statement, and can tell the two cases apart.
     """
     ours = DBAPIError | GroundstateError | LostUpdate | OtherServer | Illegible | LockNotFree
     return isinstance(error, Exception) and not isinstance(error, ours)

@@ -116,7 +116,7 @@ class Timing:
         return [begins_with_calendar_day(type_coerce(self.base, Text()))]
 
     def base_time_for(self, ready: datetime) -> datetime:
-        """Return the base time of a record that can be taken from the time `ready` on."""
+        """Return the base time of a record which becomes ready to be taken at the time `ready`."""
         return ready - self._due.min_age
 
     def _compare_with_clock(self, operator: Any, ahead: timedelta) -> ColumnElement[bool]:
@@ -130,7 +130,7 @@ class Timing:
     @property
     def base_time_as_text(self) -> ColumnElement[str]:
         """Return the SQL for the base time as the text that the database writes, whether or not it is a time. It is used for the cursor of
-        a pass over the records, which is never interpreted.
+        a pass over the records: there the text is only compared, and never converted to a time.
         """
         return type_coerce(self.base, Text()) if self._embedded else cast(self.base, Text)
 
@@ -153,8 +153,9 @@ class Timing:
         return None if base is None else self._due.due_at(base)
 
     def takeable_from(self, base: object) -> datetime:
-        """Return the time from which a record with this base time can be taken: when it is due or, for the `expired` handler, when it is
-        too late.
+        """Return the earliest time at which a record with this base time can be taken.
+
+        This is its due time. For the `expired` handler, it is the time at which the record becomes too late.
         """
         return self._due.due_at(base) + (self._due.min_age - self._due.delta)
 
@@ -194,7 +195,7 @@ class Timing:
     def _reason_for_refusal(self) -> str | None:
         """Return why the column's stored values do not sort in the order of time, with the cure; None if they do."""
         if self._due.attribute is None:
-            return None  # `miscomputed` has already checked an expression
+            return None  # an expression was checked before, by sqlite_pitfalls.reason_to_refuse_reaction
         kind = self._due.base.type
         stored = stored_values.stored_sample_time(kind, self._database.engine.dialect)
         if self._embedded and isinstance(kind, DateTime) and kind.timezone:

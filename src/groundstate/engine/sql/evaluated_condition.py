@@ -1,8 +1,8 @@
 """The condition of one reaction as SQL, for one order of evaluation: whether it holds, whether its due time has come, and whether a record
 may be taken.
 
-A database evaluates clauses in any order, so that one row for which a clause fails makes a whole query fail. After such a failure the
-clauses are evaluated in turn: one after another, and not at all for the rows for which they are known to fail (raising rows).
+A database evaluates clauses in any order. So if one clause fails for one row, the whole query fails. After such a failure the clauses are
+evaluated in turn: one after another, and not at all for the rows for which they are known to fail (raising rows).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from groundstate.engine.sql.due_expression import Timing
 
 
 class EvaluatedCondition:
-    """The SQL conditions of one reaction in one order of evaluation. They never change: for another order, another object is made.
+    """The SQL conditions of one reaction in one order of evaluation. They never change: another order gets another object.
 
-    `holds` is what the clauses say. `holds_and_is_due` adds that the due time has come. `is_ready` also adds that it is not too late, and
-    that the record meets the narrowing conditions; it is checked for records that are to be taken. Once a call has begun, its due time is
-    checked only through the occurrence, since a host's clock may step back while the call is in flight.
+    `holds` is true if all clauses hold. `holds_and_is_due` adds that the due time has come. `is_ready` adds that it is not too late, and
+    that the record meets the narrowing conditions; it is checked for records that are to be taken. For a record whose call has begun, only
+    `holds` and the occurrence are checked. The due time is not compared with the clock again, since a host's clock may step back while the
+    call is in flight.
 
     clauses: The reaction's clauses and the user's ORM filters. narrowing: Conditions that records must also meet to be taken.
     is_raising_row: The SQL condition that the record is a raising row, if clauses are to be evaluated in turn; None lets the database
@@ -67,7 +68,7 @@ class EvaluatedCondition:
     def short_circuit_and(self, first: ColumnElement[bool], second: ColumnElement[bool]) -> ColumnElement[bool]:
         """Return the SQL condition that `first` and `second` hold.
 
-        If clauses are evaluated in turn, `second` is surely not evaluated for a row for which `first` is false.
+        If clauses are evaluated in turn, `second` is never evaluated for a row for which `first` is false.
         """
         return case((first, second), else_=not_(true())) if self.in_turn else and_(first, second)
 
@@ -87,12 +88,13 @@ class EvaluatedCondition:
         return self._clauses_for_rows(these, self._is_due_for_given_row)
 
     def clauses_for_ready(self, these: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
-        """Return the clauses of a WHERE that selects rows for which `these` is true and that are ready."""
+        """Return the clauses of a WHERE that selects rows that are ready and for which `these` is true."""
         return self._clauses_for_rows(these, self._is_ready_for_given_row)
 
     def _clauses_for_rows(self, these: ColumnElement[bool], which: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
-        """Return clauses that evaluate the condition `which` only for the rows for which `these` holds.
+        """Return the clauses of a WHERE that selects rows for which both `these` and the condition `which` hold.
 
-        Unless clauses are evaluated in turn, a database may evaluate the cheaper clause first, and so evaluate the condition for all rows.
+        If clauses are evaluated in turn, `which` is evaluated only for the rows for which `these` holds. Otherwise the database chooses the
+        order, and may evaluate `which` for all rows.
         """
         return (self.short_circuit_and(these, which), these) if self.in_turn else (which, these)

@@ -21,10 +21,10 @@ _NOT_STATE = ("__dict__", "__weakref__", "__pydantic_fields_set__", *_PYDANTIC)
 
 
 def exactly_equal(one: Any, other: Any) -> bool:
-    """Return whether the two values are the same for every handler. It ignores the name of a time zone, the order of keys, and which fields
-    of a model were set.
+    """Return whether the two values are the same for every handler.
 
-    NaN equals NaN here, and an int equals the same float, since Python's type hints accept an int where a float is annotated.
+    The comparison ignores the name of a time zone, the order of keys, and which fields of a model were set. NaN equals NaN here. An int
+    equals a float of the same value, since Python's type hints accept an int where a float is annotated.
     """
     if one is other:
         return True

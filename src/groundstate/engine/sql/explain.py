@@ -87,8 +87,8 @@ def find_sort_by_due_time(database: Database, connection: Connection, query: Con
 def find_sort_by_group(database: Database, connection: Connection, query: ConditionQuery) -> TableScan | None:
     """Return a TableScan of the record's table if no index supports the search for rows by their values of `per` or `in_order`.
 
-    A suitable index finds the next greater value, and the first rows with each value. Return None if there is one, or if the reaction has
-    neither option.
+    A suitable index finds the next greater value, and the first rows with each value. Return None if such an index exists, or if the
+    reaction has neither option.
     """
     if query.spec.per is None and query.spec.in_order is None:
         return None
@@ -172,7 +172,7 @@ def _tables_of_child(every: EveryChild) -> set[Any]:
 def partial_index_ddl(database: Database, query: ConditionQuery, table: Any) -> str | None:
     """Return the DDL of an index on this table that contains only rows which may meet the condition.
 
-    Return None if the reaction has no due time and no clause that reads only columns of this table.
+    Return None if the reaction has neither a due time nor a clause that reads only columns of this table.
     """
     where = [clause for clause in query.spec.clauses if _can_be_in_index_where(clause, table)]
     due = [] if query.timing is None else [query.timing.base]
@@ -182,7 +182,9 @@ def partial_index_ddl(database: Database, query: ConditionQuery, table: Any) -> 
 
 
 def _index_ddl_by_columns(database: Database, table: Any, attributes: Sequence[Any], where: Sequence[ColumnElement[bool]]) -> str | None:
-    """Return the DDL of an index over these columns, with the rows that meet these clauses; None if a column belongs to another table."""
+    """Return the DDL of an index over these columns that contains only the rows which meet these clauses. Return None if a column belongs
+    to another table.
+    """
     if any(
         look.base_column(one).table is not table
         for attribute in attributes
@@ -239,7 +241,7 @@ def _create_index_text(database: Database, table: Any, name: str, columns: list[
 
 
 def _ddl_for_partitions(database: Database, connection: Connection, table: Any, ddl: str | None) -> str | None:
-    """Return the DDL of an index: the given DDL, or what a partitioned table needs in its place."""
+    """Return the given DDL of an index. If the table is partitioned, return the DDL statements that it needs instead."""
     if ddl is None or database.name != "postgresql":
         return ddl
     written = sql_table_name(table, database)
@@ -254,7 +256,7 @@ def _can_be_in_index_where(clause: ColumnElement[bool], table: Any) -> bool:
     """Return whether the WHERE of an index may contain this clause: it has only columns of this table and constants, and no subquery and no
     function.
 
-    A database refuses an index with a function such as one that reads the clock.
+    Functions are excluded, since a database refuses some of them in an index, for example a function that reads the clock.
     """
     if any(True for _ in look.outermost_subqueries(clause)):
         return False

@@ -14,7 +14,7 @@ from groundstate.engine.sql.condition_query import ConditionQuery
 from groundstate.store.port import Database
 from groundstate.store.tables import metadata as our_tables
 
-# rows: the size of a table from which a scan in each sweep is reported as a 'problem'; below it, as 'advice'
+# rows: if each sweep scans a table of at least this size, the finding is a 'problem'; for a smaller table it is 'advice'
 LARGE = 10_000
 
 
@@ -58,7 +58,7 @@ def find_missing_indexes(database: Database, connection: Connection, query: Cond
 
 
 def find_large_scans(database: Database, connection: Connection, queries: Sequence[ConditionQuery]) -> list[Finding]:
-    """Return one problem per missing index that would spare each sweep (query of all records that meet a condition) from reading a large
+    """Return one problem per missing index. Without this index, each sweep (query of all records that meet a condition) reads a large
     table as a whole.
     """
     return [found for query in queries for found in find_missing_indexes(database, connection, query) if found.level == "problem"]
@@ -84,8 +84,8 @@ def find_hidden_rows(database: Database, connection: Connection, queries: Sequen
 
 
 def find_odd_due_times(connection: Connection, queries: Sequence[ConditionQuery]) -> Iterator[Finding]:
-    """Yield one problem per reaction that has a due time in SQLite in a format which does not sort correctly among groundstate's own times.
-    Another program wrote such a time.
+    """Yield one problem per reaction for which SQLite stores a due time in a format that does not sort correctly among groundstate's own
+    times. Another program wrote this due time.
     """
     for query in queries:
         words = odd_due_times.first_odd_due_time(connection, query)

@@ -1,9 +1,9 @@
-"""Reads the backlog of one reaction group by group, so that no group waits for the end of another. Selects only keys.
+"""Reads the backlog of one reaction group by group, so that no group has to wait until another group is finished. Selects only keys.
 
-A group is the rows with the same value of one column. A pass (one reading of the whole backlog) visits the values in ascending order: it
+A group is all rows with the same value of one column. A pass (one reading of the whole backlog) visits the values in ascending order: it
 selects the least value above the last one, as an index skip scan does, and takes the first few rows with that value. So a value with a
-million rows costs no more than any other. Rows without a value come last, some of them in each pass, in key order. After a pass that took
-something, the next pass follows at once.
+million rows costs no more than any other. Rows without a value come last. Each pass reads some of them, in key order. After a pass that
+took something, the next pass follows at once.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from groundstate.values import keys
 from groundstate.values.errors import DeclarationError
 from groundstate.values.keys import BytesOfText, NoValue
 
-VALUES_MOST = 200  # how many values one statement reads at most
-IN_VAIN_MOST = 3  # after so many passes in a row that found only locked rows, all rows are read in key order
-EACH = (1, 4, 16, 64)  # the numbers of rows that one statement may read of each value; the fewest that suffice are chosen
+VALUES_MOST = 200  # the most values that one statement reads
+IN_VAIN_MOST = 3  # if this many passes in a row found only locked rows, the next pass also reads all rows in key order
+EACH = (1, 4, 16, 64)  # how many rows of each value one statement may read: the smallest of these numbers that suffices
 Cursor = tuple[Any, ...]  # ("by", last value read), or ("rest",) for the rows without a value
 
 
@@ -89,9 +89,8 @@ class GroupStatements:
     def most_rows_of_group(self) -> int:
         """How many rows with the same value may be carried out in one transaction.
 
-        For a call with `per`, it is the most that the external service's limit and rate for one tenant permit. Without a call or a done
-        column, and with an order column that sorts the rows, several rows are carried out one after another. In all other cases it is one
-        row.
+        For a call with `per`: as many as the external service's limit and rate for one tenant permit. For a reaction that has an order
+        column, but no call and no done column: several rows, one after another. In all other cases: one row.
         """
         call = self.query.spec.call
         if self.order is None and call is not None:
@@ -101,8 +100,8 @@ class GroupStatements:
 
     @property
     def may_miss_rows(self) -> bool:
-        """Whether a pass may miss rows. If SQL cannot exclude rows with attempts, all the first rows of a group may be waiting for a retry,
-        and the pass would not reach the rows behind them.
+        """Whether a pass may miss rows. It may if SQL cannot exclude rows with attempts: if all the first rows of a group wait for a retry,
+        the pass does not reach the rows behind them.
         """
         return self.query.keys.key_text_in_sql is None and not self.must_keep_order
 
@@ -149,8 +148,8 @@ class GroupStatements:
         return {tuple(row[1:]): keys.canonical_text(_value_as_loaded(row[0])) for row in rows if row[0] is not None}
 
     def first_key_of_each_group(self, connection: Connection, wanted: Collection[PrimaryKey]) -> dict[str, PrimaryKey]:
-        """Return a dict from the text of each value to a key: of these records with this value, the key of the one that is first in order,
-        even if it is not ready.
+        """For each value that these records have, find the record that is first in order, even if it is not ready. Return a dict from the
+        value's text to the key of that record.
         """
         first: dict[str, PrimaryKey] = {}
         rows = connection.execute(
@@ -173,8 +172,10 @@ class GroupStatements:
         return made
 
     def _build_page_statement(self, each: int, *, begins: bool, raw: bool) -> Select[Any]:
-        """Build the statement of `read_groups`. begins: There is no cursor yet. raw: The cursor is passed as bytes, since its text is no
-        value of the column's type.
+        """Build the statement of `read_groups`.
+
+        begins: Whether there is no cursor yet. raw: Whether the cursor is passed as bytes, since its text is not a valid value of the
+            column's type.
         """
         cursor: Any = cast(bindparam("cursor", type_=LargeBinary()), Text()) if raw else bindparam("cursor", type_=self.column.type)
         first = self.select_least_value_after(None if begins else cursor)
@@ -189,7 +190,7 @@ class GroupStatements:
         return self._select_with_first_keys((shown,), values.c.value, each, values, values.c.n).where(values.c.value.is_not(None))
 
     def select_least_value_after(self, value: Any) -> Select[Any]:
-        """Return a statement that selects the least value above this one, or the least value of all if `value` is None."""
+        """Return a statement that selects the least value above `value`, or the least value of all if `value` is None."""
         above = self.column.is_not(None) if value is None else self.column > value
         return select(self.column).where(self.query.condition.is_ready, above).order_by(self.column).limit(1)
 
@@ -222,8 +223,8 @@ class GroupStatements:
         return made
 
     def _select_with_first_keys(self, chosen: Sequence[Any], value: Any, each: int, source: Any, *order: Any) -> Select[Any]:
-        """Return a statement that selects, for each row of `source`, the `chosen` columns and the keys of the first `each` records of the
-        group whose value is `value`.
+        """Return a statement that selects two things for each row of `source`: the `chosen` columns, and the keys of the first `each`
+        records in the group with this value.
 
         On PostgreSQL the result has one row per key. On SQLite, which has no LATERAL, it has one row per source row, with all the keys.
         """
@@ -267,11 +268,11 @@ class GroupStatements:
 
     @property
     def _is_in_line(self) -> ColumnElement[bool] | None:
-        """Return the SQL condition that the row is in its line (the rows with the same value, which are carried out in order). Later rows
-        wait for a row that is in line. None if SQL cannot tell.
+        """Return the SQL condition that the row is in line: later rows with the same value of the group's column must wait for it. None
+        if SQL cannot tell.
 
-        A row with a baseline (it matched before the reaction was introduced) is not in line. With `past_held`, a row is also not in line if
-        it has a held attempt that is not unsure. Only attempts for the present occurrence count, as far as SQL can tell.
+        A row with a baseline (it matched before the reaction was introduced) is not in line. With `past_held`, a row that has a held
+        attempt without a call in doubt is not in line either. Only attempts for the present occurrence count, as far as SQL can tell.
         """
         written = self.query.keys.key_text_in_sql
         if written is None:
@@ -334,16 +335,17 @@ class GroupPasses:
     """The passes over the backlog of one reaction, one after another. Each pass visits the values, and then some of the remaining rows."""
 
     groups: GroupStatements
-    _going: int = 0  # how many values had rows that could be carried out, in the last pass
-    _met: int = 0  # how many values had such rows in this pass, so far
+    _going: int = 0  # in the last pass: the number of values with rows that could be carried out
+    _met: int = 0  # in this pass, so far: the number of values with rows that could be carried out
     _read_for_one: int = 1  # how many values must be read to find one whose rows may be carried out
-    _rest: PrimaryKey = ()  # the key after which the next pass goes on with the remaining rows
+    _rest: PrimaryKey = ()  # the key after which the next pass goes on in the part that is read in key order
     _every_row: bool = field(init=False)  # whether all rows are read after the values, and not only the rows without a value
     _took: bool = False  # whether this pass has taken any record
     _number: int = 0  # the number of this pass
     _in_vain: int = 0  # how many passes in a row, before this one, took nothing
     _page: dict[PrimaryKey, Any] = field(default_factory=dict)  # the value of each key of the last page
-    _busy: dict[Any, dict[PrimaryKey, int]] = field(default_factory=dict)  # value -> key that was found locked -> number of the pass
+    # Value -> key that was found locked -> number of the pass that found this.
+    _busy: dict[Any, dict[PrimaryKey, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._every_row = self.groups.may_miss_rows
@@ -390,7 +392,7 @@ class GroupPasses:
         return Page(list(self._page), ("by", found[-1][0]) if len(found) == most else ("rest",))
 
     def _keys_not_locked_lately(self, value: Any, some: Sequence[PrimaryKey]) -> list[tuple[PrimaryKey, Any]]:
-        """Return pairs (key, value) for those of these keys that were not found locked in the last passes."""
+        """Return pairs (key, value) for these keys. Leave out each key that was found locked in the last passes."""
         return [(key, value) for key in some if key not in self._busy.get(value, ())]
 
     def _next_page_in_key_order(self, connection: Connection, room: int, may_go: MayGo) -> Page:
@@ -414,7 +416,7 @@ class GroupPasses:
             self._busy.setdefault(self._page.get(key), {})[key] = self._number
 
     def end_pass(self) -> bool:
-        """End the pass. Return whether another pass must follow at once, since it may find more records, or since this pass left rows out.
+        """End the pass. Return whether another pass must follow at once: it may find more records, or this pass left rows out.
 
         Rows that were found locked are left out of the following passes (at most EACH[-1] passes), and are tried again later.
         """

@@ -79,7 +79,7 @@ def is_blank_padded(kind: Any) -> bool:
 def rows_from_arrays(name: str, columns: Mapping[str, Any]) -> Any:
     """Return a table expression of PostgreSQL for rows that are passed as parameters: one array per column, under the column's name.
 
-    An executemany would send one statement for each row.
+    Use it instead of an executemany, which would send one statement for each row.
     """
     # Cast to Text, since a cast to VARCHAR(n) would truncate the values.
     kinds = {one: Text() if isinstance(kind, String) else kind for one, kind in columns.items()}

@@ -51,8 +51,9 @@ def copy_mutable_values(record: Any) -> Before | None:
 
 
 def why_change_would_be_lost(tx: Transaction, key: PrimaryKey, record: Any, was: Before) -> str | None:
-    """Return an error text that says why a change inside a value would be lost, with the cure. None if there is no such change, or if the
-    change is written or will be.
+    """Return an error text that says why a change inside a value would be lost, with the cure.
+
+    None if there is no such change, or if the change is not lost since it was written already or the flush will write it.
     """
     state = instance_state(record)
     found = edited_attributes(record, was)
@@ -84,8 +85,8 @@ def _loss_message(mapper: Mapper[Any], names: Sequence[str], was: Before) -> str
 
 @lru_cache(maxsize=128)
 def _attributes_changeable_inside(mapper: Mapper[Any]) -> tuple[str, ...]:
-    """Return the names of the attributes whose values may be changed inside. They include attributes of the user's own types, which may
-    load any object.
+    """Return the names of the attributes whose values may be changed inside. The result includes attributes of the user's own types, which
+    may load any object.
     """
     return tuple(one.key for one in mapper.column_attrs if len(one.columns) == 1 and _may_be_changed_inside(one.columns[0].type))
 
@@ -96,7 +97,7 @@ def _may_be_changed_inside(kind: Any) -> bool:
 
 
 def _as_plain_container(value: Any) -> Any:
-    """Return the value as a plain dict, list, set or bytearray; None if it is nothing of the kind."""
+    """Return the value as a plain dict, list, set or bytearray; None if it is of another type."""
     kind = value.__class__
     if kind in _KINDS:
         return value
@@ -130,8 +131,9 @@ def _copy_of_containers(value: Any) -> Any:
 
 
 def _has_other_contents(state: Any, name: str, value: Any, copy: Any) -> bool:
-    """Return whether the value of this attribute has other contents than before. True even if it was replaced by a shallow copy, which
-    shares the inner values.
+    """Return whether the value of this attribute has other contents than before.
+
+    This includes changes of the inner values after a shallow copy has replaced the value, since the copy shares the inner values.
     """
     if state.dict.get(name) is None:
         return False
@@ -154,7 +156,7 @@ def _equals_copy(copy: Any, plain: Any) -> bool:
 
 
 def _is_unwritten(tx: Transaction, mapper: Mapper[Any], key: PrimaryKey, name: str, copy: Any) -> bool:
-    """Return whether the row does not have the change yet. A flush or a statement of the handler may have written it already."""
+    """Return whether the change still has to be written to the row. A flush or a statement of the handler may have written it already."""
     model: Any = mapper.class_
     keys = [getattr(model, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
     asked = select(getattr(model, name)).where(*[one == value for one, value in zip(keys, key, strict=True)])

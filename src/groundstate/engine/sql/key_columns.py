@@ -1,7 +1,7 @@
 """Converts the canonical text of a primary key's value back to the value, for one column, so that the database finds the record.
 
-An attempt names its record by that text. Which Python type a user's column type takes is declared nowhere, so values of several types are
-tried: the first value that the column type accepts and returns unchanged is the right one.
+An attempt names its record by that text. A user's column type does not declare which Python type it accepts, so values of several types are
+tried. The first value that the column type accepts and returns unchanged is the right one.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _SAMPLE = 0.1  # a float that changes if it is stored in single precision or as 
 
 
 class _StoredKeyType(TypeEngine[Any]):
-    """The type by which searches for records load a key column: a stored value that the column's own type cannot convert becomes a NoValue,
-    so that one such row does not make the whole query fail.
+    """The type with which a search loads a key column. A stored value that the column's own type cannot convert becomes a NoValue, so that
+    one such row does not make the whole query fail.
 
     On SQLite, two more kinds of values become a NoValue. One is a value that the type would write in another form, such as '2026-01-01
     00:00:00' for a DateTime, or a UUID with dashes: its record can be loaded, but is not found by its key. The other is text that is not
@@ -82,7 +82,7 @@ class _StoredKeyType(TypeEngine[Any]):
                     return NoValue(raw, f"{raw!r} has a NUL in it, at which SQLite ends a text of JSON, by which records are looked for")
             try:
                 value = raw if of_its_own is None else of_its_own(raw)
-            except BaseException as error:  # a column type of the user's may raise anything
+            except BaseException as error:  # a user's column type may raise any exception
                 reraise_keyboard_interrupt(error)
                 return NoValue(raw, describe_exception(error))
             written = raw if write is None else write(value)
@@ -100,7 +100,9 @@ def _result_processor(kind: TypeEngine[Any], dialect: Dialect, coltype: object) 
 
 
 def column_as_stored(attribute: Any, dialect: Dialect, *, alone: bool) -> Any:
-    """Return a key column so that every stored value can be loaded: a value that the column's type cannot convert is loaded as a NoValue.
+    """Return a key column in a form in which every stored value can be loaded.
+
+    A value that the column's type cannot convert is loaded as a NoValue.
 
     alone: Whether the column is the whole key.
     """
@@ -137,9 +139,8 @@ def _text_from_hex(written: str) -> str | BytesOfText:
 
 
 def _may_store_other_forms(kind: TypeEngine[Any], dialect: Dialect) -> bool:
-    """Return whether SQLite may store a value of this type in a form by which a query for the value does not find it.
-
-    False for the user's own types, since nobody knows what they write.
+    """Return whether SQLite may store a value of this type in another form, so that a query for the value does not find it. False for the
+    user's own types, since it is not known what they write.
     """
     return dialect.name == "sqlite" and isinstance(kind, _PLAIN) and not isinstance(kind, Integer)
 
@@ -147,7 +148,8 @@ def _may_store_other_forms(kind: TypeEngine[Any], dialect: Dialect) -> bool:
 class KeyColumn:
     """One column of the primary key of a reaction's records.
 
-    `is_plain` says that values of its type surely survive the conversion to text and back, so that the database need not be asked.
+    `is_plain` is True if it is certain that values of the column's type survive the conversion to text and back, so that no query has to
+    test it.
     """
 
     def __init__(self, column: ColumnElement[Any], database: Database) -> None:
@@ -187,7 +189,7 @@ class KeyColumn:
         try:
             bound = value if self._bind is None else self._bind(value)
             same = not self._says_nothing or keys.canonical_text(self._value_after_loading(bound)) == keys.canonical_text(value)
-        except BaseException as error:  # a column type of the user's may raise anything
+        except BaseException as error:  # a user's column type may raise any exception
             reraise_keyboard_interrupt(error)
             raise ValueError(f"{value!r} is refused by the column's type: {safe_str(error)}") from None
         if not same:
@@ -213,8 +215,8 @@ class KeyColumn:
                 raise ValueError(f"{value} is out of the column's range")
 
     def why_float_not_found(self, connection: Connection) -> str | None:
-        """Return why the database does not find a float that was stored in it, as when it stores fewer digits. None if it does, or if the
-        column is no float.
+        """Return why the database does not find a stored float by its value, for example since it stores fewer digits. None if the database
+        finds it, or if the column is not a float.
         """
         kind = self.column.type
         if not isinstance(kind, Float) or kind.asdecimal:

@@ -17,7 +17,9 @@ from groundstate.store.port import SLOTS_FROM, TURNS_FROM
 
 
 def _hash_of_names(*tenants: Any) -> int:
-    """Return a hash of these names with 61 bits. If two lists of names have the same hash, their users only wait for each other."""
+    """Return a hash of these names with 61 bits. If two lists of names have the same hash, they share a lock, and the only effect is a
+    longer wait.
+    """
     written = json.dumps(tenants, ensure_ascii=False).encode()
     return int.from_bytes(hashlib.blake2b(written, digest_size=8).digest(), "big") >> 3
 
@@ -33,7 +35,7 @@ def sweep_leader_lock_id(app: str, code: str) -> int:
     """Return the lock number of the sweep leader: the one worker that searches for records on behalf of all workers with this version of
     the application.
 
-    The number is one of those for slots, since such locks are released when the worker ends.
+    The number is in the range for slots, since the locks in this range are released when the worker ends.
     """
     return SLOTS_FROM + _hash_of_names("sweeper", app, code)
 
@@ -46,7 +48,7 @@ def transaction_lock_id(*name: str) -> int:
 
 
 def try_transaction_locks(tx: Transaction, names: Sequence[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """Take those of the named locks that are free, until the transaction ends, and return the names of the locks taken. Never waits.
+    """Take each of the named locks that is free, and hold it until the transaction ends. Return the names of the locks taken. Never waits.
 
     On an embedded store (SQLite) the transaction itself is the lock, so all names are returned.
     """

@@ -6,6 +6,7 @@ worker can find its records.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,6 +25,8 @@ LONG = timedelta(seconds=5)
 OURS = "groundstate"  # the application_name of groundstate's writing sessions, as the store sets it
 _READ_MOST = 10_000  # how many records of one reaction are read at most
 _SHOWN_MOST = 20
+SHORT_WAIT = timedelta(milliseconds=200)  # how long a statement of a batch waits for a lock, after a handler has met one
+MET_MOST = 3  # after so many records have met a lock, each in its own transaction, the rest is left for later
 SEEN_WITHIN = timedelta(seconds=1)  # how long a report waits for a table that is locked
 
 # A row's xmax is the number of the transaction that locked it last; each transaction that locks or writes holds a lock on its number.
@@ -43,6 +46,19 @@ _TABLES = text("""
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     ORDER BY l.granted DESC, a.xact_start
 """)
+
+
+# A transaction that locks or writes rows of a table holds a lock on the table as well, in another mode than those that only read.
+_HOLDERS = text("""
+    SELECT DISTINCT c.relname AS "table", l.pid, a.xact_start AS since, a.application_name AS name, a.state AS state
+    FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation JOIN pg_stat_activity AS a USING (pid)
+    WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock' AND l.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND (a.xact_start IS NULL OR a.xact_start < now() - make_interval(secs => :age))
+    ORDER BY a.xact_start
+""")
+HELD_FOR = timedelta(seconds=1)  # a younger transaction is not named as one that keeps handlers waiting
+_HOLDERS_MOST = 3  # how many sessions one description names
 
 
 _FOR_ITSELF = ["AccessExclusiveLock"]
@@ -150,17 +166,49 @@ def table_locks_against_writers(database: Database) -> Sequence[Any]:
         return connection.execute(_TABLES, {"modes": _AGAINST_WRITERS}).all()
 
 
-def describe_first_lock_on_tables_of(query: ConditionQuery, locks: Sequence[Any]) -> str | None:
-    """Return a description of the first of these locks that is on a table which this condition reads by name; None if there is no such
-    lock.
+def tables_locked_by_others(database: Database, error: DBAPIError) -> set[str]:
+    """Return the tables that this lock timeout names, in its statement or its message, and that another transaction has locked against
+    writers, or waits to lock.
     """
-    by = _first_lock_on_tables_of(query, locks)
+    words = f"{error.statement} {error.orig}"
+    return {lock.table for lock in table_locks_against_writers(database) if _occurs_as_word(lock.table, words)}
+
+
+def describe_holders_of_lock(database: Database, error: DBAPIError) -> str | None:
+    """Return a description of the sessions that hold locks on the table which this lock timeout names, or on rows of it, in a transaction
+    that is older than `HELD_FOR`. None if there are none, or if they cannot be seen.
+    """
+    try:
+        with database.reading(wait=SEEN_WITHIN) as connection:
+            holders = connection.execute(_HOLDERS, {"age": HELD_FOR.total_seconds()}).all()
+    except DBAPIError:
+        return None
+    for words in (str(error.orig), str(error.statement)):  # the message names the table itself, and the statement may name others too
+        found = [by for by in holders if _occurs_as_word(by.table, words)]
+        if found:
+            each = [f"pid {by.pid} ({_describe_holder(by, ours=by.name == OURS)}){since_in_words(by.since)}" for by in found]
+            named = ", ".join(dict.fromkeys(each[:_HOLDERS_MOST]))
+            return f"locks on the table {found[0].table} are held by {named}"
+    return None
+
+
+def _occurs_as_word(name: str, words: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words) is not None
+
+
+def describe_first_lock_on_tables_of(query: ConditionQuery, locks: Sequence[Any], others: Collection[str] = ()) -> str | None:
+    """Return a description of the first of these locks that is on a table which this condition reads by name, or on one of the tables
+    `others`; None if there is no such lock.
+    """
+    by = _first_lock_on_tables_of(query, locks, others)
     return None if by is None else _describe_table_lock(by)
 
 
-def _first_lock_on_tables_of(query: ConditionQuery, holders: Sequence[Any]) -> Any:
-    """Return the first of these locks that is on a table which this condition reads by name; None if there is no such lock."""
-    names = {name.rpartition(".")[2] for name in query.tables.names_of_tables_read}
+def _first_lock_on_tables_of(query: ConditionQuery, holders: Sequence[Any], others: Collection[str] = ()) -> Any:
+    """Return the first of these locks that is on a table which this condition reads by name, or on one of the tables `others`; None if
+    there is no such lock.
+    """
+    names = {name.rpartition(".")[2] for name in query.tables.names_of_tables_read} | set(others)
     return next((one for one in holders if one.table in names), None)
 
 

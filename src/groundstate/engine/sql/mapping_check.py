@@ -33,10 +33,10 @@ class UnbuildableStatement(GroundstateError):
 def find_mapping_error(
     connection: Connection, queries: Sequence[ConditionQuery], *, rights: bool = False
 ) -> DBAPIError | UnbuildableStatement | None:
-    """Return the database's error about a column or table that these queries name and that does not exist; None if nothing is missing.
+    """Return the database's error about a column or table that these queries name and that does not exist; None if nothing is missing. If a
+    statement cannot even be built, the result says why.
 
-    If a statement cannot even be built, the result says why. rights: Return also an error about a table that groundstate's role may not
-    read.
+    rights: Whether to return also an error about a table that groundstate's role may not read.
     """
     asked: ConditionQuery | None = None
     try:
@@ -143,7 +143,7 @@ def _sentence_about_missing(kind: str, names: Sequence[str]) -> str:
 def _missing_tables_and_columns(connection: Connection, query: ConditionQuery) -> Iterator[tuple[str, str]]:
     """Yield a pair (kind, name) for each table or column that is needed to load the record and does not exist.
 
-    Tables and columns that only clauses over other tables need are not checked.
+    Tables and columns that are needed only by clauses over other tables are not checked.
     """
     looked = inspect(connection)
     for table in query.loading.tables_loaded:

@@ -1,4 +1,6 @@
-"""The texts of the occurrences of one reaction's records, by which attempts tell one round of a record from the next."""
+"""The texts of the occurrences of one reaction's records. An attempt stores such a text, so that it counts only for that occurrence of the
+record, and not for a later one.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ from groundstate.values import keys
 
 
 class OccurrenceTexts:
-    """Makes and reads the occurrence texts of one reaction's records. It asks no database."""
+    """Makes and reads the occurrence texts of one reaction's records. It sends no query."""
 
     def __init__(self, spec: ReactionSpec) -> None:
         self._spec = spec
         self._getters = [column.key for column in spec.occurrence]
 
     def occurrence_text(self, record: Any) -> str:
-        """Return the text of the record's present occurrence (the values that tell one round of the record from the next). Empty for a
+        """Return the text of the record's present occurrence (the values that change when the record becomes a new event). Empty for a
         reaction without `occurrence=`.
         """
         if not self._getters:

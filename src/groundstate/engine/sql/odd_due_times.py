@@ -12,7 +12,7 @@ from groundstate.engine.sql.due_expression import begins_with_calendar_day
 from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.sql.unreadable_columns import stored_bytes_as_text
 
-LOOKED_AT = 10_000  # how many rows of one reaction are checked at most
+LOOKED_AT = 10_000  # at most this many rows of one reaction are checked
 CURE = "write it as 2026-12-24 18:00:00.000000, in UTC"
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 _SORTS = [_DAY, *[f"{_DAY} {hour}:[0-5][0-9]:[0-5][0-9]*" for hour in ("[01][0-9]", "2[0-3]")]]

@@ -42,7 +42,7 @@ class PassCursors:
         return tuple(cursor[len(cursor) - len(self._keys.key_attributes) :])
 
     def is_record_after_cursor(self, cursor: PassCursor) -> ColumnElement[bool]:
-        """Return the SQL condition that a pass reads the record after this cursor."""
+        """Return the SQL condition that the record comes after this cursor in the order of a pass."""
         if self._timing is None:
             return self._keys.has_key_after(cursor)
         return tuple_(*self.cursor_columns) > tuple_(

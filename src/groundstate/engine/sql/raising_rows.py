@@ -65,7 +65,7 @@ class RaisingRowSearch:
 def ready_keys_splitting_on_error(
     connection: Connection, query: ConditionQuery, wanted: Sequence[PrimaryKey], culprits: dict[PrimaryKey, str]
 ) -> list[PrimaryKey]:
-    """Return those of the wanted keys whose records are ready. If the query fails, it is repeated with each half of the keys.
+    """Return the wanted keys whose records are ready. If the query fails, it is repeated with each half of the keys.
 
     Each key for which the evaluation fails is added to `culprits` with the database's message, until there are more than APART_MOST.
     """
@@ -139,7 +139,7 @@ def retry_without_raising_rows(database: Database, query: ConditionQuery, do: Ca
 def search_raising_rows(connection: Connection, query: ConditionQuery, within_s: float = WITHIN_S) -> RaisingRowSearch:
     """Search the whole table for rows for which the evaluation fails, and exclude these rows from later evaluations.
 
-    `over` of the result is False if the search was ended after `within_s` seconds.
+    If the search is not finished after `within_s` seconds, it ends, and `over` of the result is False.
     """
     until_s = query.database.clock.monotonic() + within_s
     query.evaluate_clauses_in_turn(())

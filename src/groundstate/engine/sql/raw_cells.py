@@ -17,7 +17,7 @@ from groundstate.rules.begun_kind import is_known_begun_with
 from groundstate.store.port import Database
 from groundstate.store.tables import UtcDateTime
 
-LIFE_MOST = 2**62  # the numbers of worker incarnations (worker runs) are smaller, since each is an offset in a lock file
+LIFE_MOST = 2**62  # the number of a worker incarnation (a run of a worker) is less than this, since it is an offset in a lock file
 NUMBER_MOST = 2**31 - 1
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # the latest time that is accepted, since adding a duration to a later one may overflow
 
@@ -136,5 +136,5 @@ def cells_of_row(of: Sequence[Column[Any]], row: Sequence[Any]) -> Iterator[RawC
 
 
 def possible_incarnation_ids(numbers: Iterable[Any]) -> set[int]:
-    """Return those of these values that are possible numbers of a worker incarnation (a run of a worker)."""
+    """From these values, return those that can be the number of a worker incarnation (a run of a worker)."""
     return {one for one in numbers if type(one) is int and 0 <= one <= LIFE_MOST}

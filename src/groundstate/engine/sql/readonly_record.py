@@ -1,4 +1,4 @@
-"""Makes the record that a call is given: detached from its session, loaded, and refusing writes (rules.md 12).
+"""Prepares the record that is passed to a call: it is detached from its session, loaded, and refuses writes (rules.md 12).
 
 A mutable value (a dict of JSON, a pickled object, a list of loaded records) does not refuse a change in place: it would need another type
 than the user's code expects. So mutable values are compared before and after the call, and a change is reported.
@@ -57,8 +57,8 @@ def _read_only_class(model: Any) -> type:
 # ---- edits in place --------------------------------------------------------------------------------------------------------------
 @dataclass(eq=False, slots=True)
 class _RecordBefore:
-    """One record as it was before the call: its path, copies of its mutable values, and the names of the attributes that counted as changed
-    even then.
+    """One record as it was before the call: its path, copies of its mutable values, and the names of the attributes that already counted as
+    changed.
     """
 
     path: str
@@ -93,7 +93,7 @@ def in_place_edit_message(what: str, names: list[str]) -> str:
 
 
 def copy_editable_values(argument: Any) -> GivenSnapshot | None:
-    """Copy the mutable values of a record before a call. Return None if the argument was made by `prepare`, so that it is no record."""
+    """Copy the mutable values of a record before a call. Return None if `prepare` made the argument, since it is not a record then."""
     if _is_snapshot_class(cast("Hashable", type(argument))):
         return GivenSnapshot(
             [

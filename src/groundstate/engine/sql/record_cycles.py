@@ -21,17 +21,18 @@ from groundstate.engine.sql.record_keys import PrimaryKey
 
 log = logging.getLogger("groundstate")
 WITHIN_S = 60.0  # seconds: the period in which the returns of a record are counted (how often it is carried out again)
-TIMES = 20  # after so many returns of a record within WITHIN_S, with the same occurrence, a cycle is reported
-TRACED_AFTER = 10  # after so many returns within WITHIN_S, a record is traced
-PROVEN = 5  # this worker's transactions must have made the condition hold so often, and for at least half of the runs
-REMEMBERED = 10_000  # how many keys of records each of two generations remembers (the older generation is dropped as a whole)
-COUNTED_MOST = 10_000  # how many records have their returns counted at the same time
-TRACED_MOST = 200  # how many steps (see Step) are traced at the same time
-SLOWED_MOST = 10_000  # how many steps are slowed down at the same time
+TIMES = 20  # a cycle is reported only if a record returns this many times within WITHIN_S with the same occurrence
+TRACED_AFTER = 10  # a record is traced after it has returned this many times within WITHIN_S
+# A cycle counts as proven only if this worker's transactions made the condition hold this many times, and for at least half of the runs.
+PROVEN = 5
+REMEMBERED = 10_000  # how many record keys each of the two generations holds (the older generation is dropped as a whole)
+COUNTED_MOST = 10_000  # the most records whose returns are counted at the same time
+TRACED_MOST = 200  # the most steps (see Step) that are traced at the same time
+SLOWED_MOST = 10_000  # the most steps that are slowed down at the same time
 FIRST_S = 1.0  # seconds: the first pause of a cycle; each later pause is twice as long as the one before
 LONGEST_S = 60.0  # seconds: the longest pause
-FORGOTTEN_S = 120.0  # seconds: a record that returns later than this after its pause is no longer slowed down
-LATELY_S = 10.0  # seconds: a cycle that has not returned within this time after its pause is not reported as active
+FORGOTTEN_S = 120.0  # seconds: if a record returns more than this long after its pause, it is no longer slowed down
+LATELY_S = 10.0  # seconds: a cycle is reported as active until this long after its pause, and longer if a record of it waits
 TOLD_MOST = 10  # how many warnings are logged per minute; further cycles are logged at DEBUG
 KEPT_TOLD = 100  # how many reports are kept in memory
 
@@ -61,7 +62,7 @@ class _ReturnCount:
 
 @dataclass
 class _Trace:
-    """What is known of one step of a suspected cycle, since tracing of the step began."""
+    """What has been observed of one step of a suspected cycle since tracing of the step began."""
 
     runs: int = 0
     made: int = 0  # how many of this worker's transactions made the step's condition hold
@@ -95,8 +96,10 @@ class ReportedCycle:
 
 @dataclass
 class TracedTransaction:
-    """One transaction that carries out traced records. `mine` are its steps (see Step), `others` are all other traced steps, and `before`
-    are those of `others` whose conditions held before the handlers ran.
+    """One transaction that carries out traced records.
+
+    `mine` are its steps (see Step), and `others` are all other traced steps. `before` contains the steps of `others` whose conditions held
+    before the handlers ran.
     """
 
     mine: Sequence[Step]
@@ -121,7 +124,8 @@ class RecordCycles:
         self._cleaned_at = 0.0
         self._traced: dict[Step, _Trace] = {}
         self._slowed: dict[Step, _SlowedCycle] = {}
-        # cycles with steps that were ready during the cycle's pause; a dict without values is used, since it keeps their order
+        # Cycles with steps that were ready during the cycle's pause. This is a dict without values, since a dict keeps the order of the
+        # cycles.
         self._met: dict[_SlowedCycle, None] = {}
         self._looked_at = 0.0
         self._lines = 0
@@ -264,8 +268,8 @@ class RecordCycles:
                 count.acquitted_until = now + WITHIN_S
 
     def _find_cycle(self, step: Step) -> list[Step] | None:
-        """Return the steps by which this worker's transactions led from this step back to it; None if another program made a condition on
-        the way hold.
+        """Return the steps by which this worker's transactions led from this step back to it. None if another program made one of the
+        conditions on the way hold.
         """
         waiting, seen = [[step]], {step}
         while waiting:
@@ -316,7 +320,7 @@ class RecordCycles:
         return bool(self._met)
 
     def end_of_next_pause(self) -> float | None:
-        """Return when the first pause ends for which a ready record waits, in monotonic seconds; None if no record waits."""
+        """Return the end of the first pause for which a ready record waits, in monotonic seconds; None if no record waits."""
         return min((slow.until for slow in self._met), default=None)
 
     def take_records_after_pause(self, now: float) -> list[tuple[ConditionQuery, PrimaryKey]]:
@@ -335,7 +339,7 @@ class RecordCycles:
 
 
 def _steps_that_hold(connection: Connection, steps: Sequence[Step]) -> set[Step]:
-    """Return those of these steps whose condition holds now, for the step's occurrence."""
+    """Return the steps whose condition holds now for the occurrence that the step names."""
     by_question: dict[ConditionQuery, dict[PrimaryKey, Step]] = {}
     for step in steps:
         by_question.setdefault(step[0], {})[step[1]] = step

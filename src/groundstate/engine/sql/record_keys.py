@@ -58,7 +58,7 @@ class RecordKeys:
 
     @property
     def texts_find_records(self) -> bool:
-        """Return whether the database surely finds records by the texts of their keys."""
+        """Return whether it is certain that the database finds records by the texts of their keys."""
         return self._texts_find_records
 
     def note_texts_find_records(self) -> None:
@@ -103,7 +103,7 @@ class RecordKeys:
     def key_text_in_sql(self) -> ColumnElement[str] | None:
         """Return the SQL expression for the canonical text of the key; None if SQL cannot compute this text.
 
-        It is used only to exclude rows early. The final decision is made in Python.
+        The expression is used only to exclude rows early. The final decision is made in Python.
         """
         if len(self._mapper.primary_key) > 1:
             return None
@@ -123,8 +123,8 @@ class RecordKeys:
 
     @cached_property
     def may_store_other_key_forms(self) -> bool:
-        """Return whether the database may store a key in a form that the column's type would not write. Such a record can be loaded, but is
-        not found by its key.
+        """Return whether the database may store a key in a form that the column's type would not write. A record with such a key can be
+        loaded, but is not found by its key.
         """
         if self._database.locks_rows:
             return False  # PostgreSQL stores a value in one form only
@@ -138,7 +138,7 @@ class RecordKeys:
         return and_(self.key_attributes[0].in_([key[0] for key in wanted]), *self._user_filter_conditions)
 
     def has_key_among_present(self, present_keys: Callable[[], Sequence[PrimaryKey]]) -> ColumnElement[bool]:
-        """Return the SQL condition that the record's key is one of those that `present_keys` returns when the statement is executed."""
+        """Return the SQL condition that the record's key is one of the keys that `present_keys` returns when the statement is executed."""
         if len(self.key_attributes) > 1:
             return tuple_(*self.key_attributes).in_(bindparam(_APART, expanding=True, callable_=present_keys, unique=True))
         kind = self._mapper.primary_key[0].type
@@ -209,5 +209,5 @@ def stores_canonical_text(database: Database, kind: Any) -> bool:
 
 
 def _stored_key_value_in_sql(raw: object) -> ColumnElement[Any]:
-    """Return the SQL for a stored key value that its column's type cannot convert, in a form that the database can compare."""
+    """Return SQL that the database can compare with the column, for a stored key value that the column's type cannot convert."""
     return cast(literal(bytes(raw), LargeBinary()), Text()) if isinstance(raw, BytesOfText) else literal(raw)

@@ -55,8 +55,8 @@ class RecordSelects:
         """Select the cursors of the ready records after this cursor, in the order of a pass. `PassCursors.key_in_cursor` returns the key
         from such a cursor.
 
-        crowded: Whether SQL excludes records that have attempts. Use this if there are so many such records that reading them again in each
-            pass would take too long.
+        crowded: Whether SQL excludes records that have attempts. This saves time if very many such records would be read again in each
+            pass.
         """
         columns = (*self.cursors.due_time_for_cursor, *self.keys.key_columns_as_stored)
         return self._restrict_to_page(select(*columns).where(self.condition.is_ready), cursor, limit, crowded=crowded, newest=newest)
@@ -147,7 +147,8 @@ class RecordSelects:
         return select(*self.keys.key_attributes, self.timing.base_time).where(self.keys.has_key_among(wanted))
 
     def select_next_base_times(self, within: timedelta, most: int = 1, since: ColumnElement[datetime] | None = None) -> Select[Any]:
-        """Select the base times of the `most` records that become due next, within this duration from now.
+        """Select the base times (due times without their constant duration) of the `most` records that become due next, within this
+        duration from now.
 
         since: A base time; records that became due after it are selected as well, even if they are due already.
         """

@@ -32,15 +32,15 @@ from groundstate.store.port import Database
 log = logging.getLogger("groundstate")
 T = TypeVar("T")
 NO_ROWS: frozenset[RelatedRow] = frozenset()
-# how often a transaction is run again at once after its first run; then LostUpdate is raised, and the caller tries again later
+# how many times a transaction is repeated at once; then LostUpdate is raised, and the caller tries again later
 AGAIN_MOST = 5
 
 
 def redo_lost_updates(body: Callable[[frozenset[RelatedRow]], T]) -> T:
-    """Run a transaction, and return its result. `body` gets the rows that it must lock first: at first none; after a LostUpdate, `body` is
-    run again with the rows that the LostUpdate names.
+    """Run a transaction, and return its result.
 
-    Raises LostUpdate if the last of the AGAIN_MOST repetitions raises it too.
+    `body` runs the transaction, and gets the rows that it must lock first. At first there are none. After a LostUpdate, `body` is run again
+    with the rows that the LostUpdate names. Raises LostUpdate if the last of the AGAIN_MOST repetitions raises it too.
     """
     first = NO_ROWS
     for _ in range(AGAIN_MOST):
@@ -96,7 +96,7 @@ class RelatedRowLocks:
         if self.lost is not None:
             raise self.lost
         if not self._listens and bulk_update.flush_has_listeners(session):
-            self._listens = True  # a listener of the user's may change more rows during the flush, so check again after it
+            self._listens = True  # a user's listener may change more rows during the flush, so check again after it
             event.listen(session, "before_flush", lambda *_: self._lock_and_check(session))
         self._lock_and_check(session)
 
@@ -192,11 +192,11 @@ def _writes_its_row(record: Any) -> bool:
 
 
 def _members_written(dirty: Iterable[Any], gone: Iterable[Any]) -> tuple[list[Any], list[Any]]:
-    """Return two lists of collection members whose rows a flush writes.
+    """Return two lists of collection members whose rows a flush writes: (added, removed).
 
-    The first list has the members that were added to a collection, and the members of a deleted owner. The second list has the members
-    that were removed from a collection; some of them may be deleted themselves. A member with a relationship of its own to the owner is
-    among the dirty objects as well.
+    `added` has the members that were added to a collection, and the other members of each collection whose owner is deleted. `removed` has
+    the members that were removed from a collection; some of them may be deleted themselves. Members that have a relationship to their owner
+    are among the dirty objects, too.
     """
     put_in: list[Any] = []
     taken_out: list[Any] = []
@@ -217,9 +217,7 @@ def _has_row(member: Any) -> bool:
 
 @lru_cache(maxsize=512)
 def _collection_names(mapper: Mapper[Any]) -> tuple[str, ...]:
-    """Return the names of the relationships whose members' rows hold the foreign key to the owner. Such a relationship may have many
-    members or one.
-    """
+    """Return the names of the one-to-many and one-to-one relationships in which the members' rows hold the foreign key to the owner."""
     return tuple(one.key for one in mapper.relationships if one.direction is ONETOMANY and not one.viewonly)
 
 
@@ -241,8 +239,9 @@ def _columns_by_attribute(mapper: Mapper[Any], table: Table) -> Mapping[str, Col
 
 
 def _known_columns(state: Any, table: Table) -> dict[str, Column[Any]]:
-    """Return a dict from attribute name to column, for the columns that were loaded or set. The handler cannot have relied on any other
-    column, nor on a value that SQL is still to compute.
+    """Return a dict from attribute name to column, for the columns that were loaded or set.
+
+    The handler cannot have relied on any other column, nor on a value that the database has not computed yet.
     """
     return {
         name: column
@@ -266,7 +265,7 @@ def _is_changed(state: Any, name: str, column: Column[Any], now: Any, dialect: D
 def _is_same_value(old: Any, now: Any, column: Column[Any], dialect: Dialect) -> bool:
     """Return whether two values are the same for every reader, or are sent to the driver as the same value.
 
-    It is not enough that `==`, or the comparison by a user's type, says so: True is not 1 in a JSON value, and a type may ignore the case
+    Neither `==` nor the comparison method of a user's type is exact enough: True is not 1 in a JSON value, and a type may ignore the case
     of letters.
     """
     try:

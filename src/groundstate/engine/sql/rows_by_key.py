@@ -1,8 +1,9 @@
-"""Saves flushes when handlers get rows by key: if no flush could change a row, it is loaded without a flush, and kept in the session.
+"""Avoids flushes when handlers get rows by key: if no flush could change a row, the row is loaded without a flush, and kept in the session.
 
 A handler may load the account of its order and increment a count there. For each row that is not loaded yet, SQLAlchemy would first flush
-what earlier handlers of the batch have changed, record by record. After the flush it would forget the row, so that the next handler would
-load it again. Only triggers and rules can make the statements of a flush change another row, so a flush is done first if a table has any.
+what earlier handlers of the batch have changed, record by record. After the flush SQLAlchemy would forget the row, so that the next handler
+would load it again. The statements of a flush can change other rows only through triggers and rules, so a flush is done first if a table
+has any.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from groundstate.engine.sql.side_effects import is_table
 from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.store.port import Database
 
-KEPT_MOST = 10_000  # how many rows one transaction keeps
+KEPT_MOST = 10_000  # the most rows that one transaction keeps
 _LOADED_LATER = frozenset({True, None, "select", "raise", "raise_on_sql", "noload", "write_only", "dynamic"})
 # Selects whether a table has a rule, or a trigger other than groundstate's own (`triggers.py`), which only reports changed rows.
 _HOOKS = {
@@ -126,7 +127,7 @@ class RowsByKey:
         return self._any_hooked
 
     def _shows_only_own_row(self, session: Session, mapper: Mapper[Any]) -> bool:
-        """Return whether loading a row of this mapper loads no other rows. Other rows might be changed by a flush."""
+        """Return whether loading a row of this mapper loads no other rows, which a flush might change."""
         return _loads_only_own_row(mapper) and all(is_table(self._database, session.connection(), table) for table in mapper.tables)
 
     def _has_hooks(self, session: Session, table: Any) -> bool:
@@ -147,7 +148,7 @@ class RowsByKey:
 
 
 def _has_loaded_members(record: Any) -> bool:
-    """Return whether this record has a loaded relationship whose members refer to the record by a foreign key of theirs."""
+    """Return whether this record has a loaded relationship whose members' rows hold a foreign key to the record."""
     state: Any = instance_state(record)
     return any(name in state.dict for name in _member_relationships(state.mapper))
 

@@ -1,5 +1,5 @@
-"""Makes texts of the user's objects and exceptions, even if these raise while their text is made. Also converts whatever a user's code
-raises to an Exception.
+"""Makes texts of the user's objects and exceptions, even if these raise while their text is made. If the user's code raises a
+BaseException that is not an Exception, it is wrapped in an Exception.
 
 An exception's `__str__`, an outcome's `__repr__` and a store's `redact` may raise, even exceptions that would end a thread. Each message
 about such an object gets its text here, so that a failure is always recorded as a failure.
@@ -46,8 +46,8 @@ def running_user_code() -> Iterator[None]:
 
 
 def has_readable_class(error: BaseException) -> bool:
-    """Return whether `error.__class__` can be read, as each `isinstance` reads it. If the exception is a proxy, reading it may raise
-    another exception.
+    """Return whether `error.__class__` can be read, as `isinstance` has to do. If the exception is a proxy, this read may raise another
+    exception.
     """
     try:
         error.__class__  # noqa: B018  # `__class__` may be a property
@@ -57,9 +57,9 @@ def has_readable_class(error: BaseException) -> bool:
 
 
 def original_exception(error: BaseException) -> BaseException:
-    """Return the exception that the user's code raised, without an exception that hides it.
+    """Return the exception that the user's code raised, even if another exception hides it.
 
-    It is hidden by `UserCodeRaised`, or, if the exception is a frozen dataclass, by the error that arises when contextlib assigns its
+    `UserCodeRaised` may hide it. An exception that is a frozen dataclass is hidden by the error that arises when contextlib assigns its
     `__traceback__`.
     """
     if type(error) is UserCodeRaised:
@@ -86,7 +86,7 @@ def describe_exception(error: BaseException) -> str:
 def where_raised(error: BaseException) -> str:
     """Return where the user's code raised the exception, such as ' (shop/pay.py:17, in charge)'; empty if that is unknown.
 
-    It names the innermost line that belongs to no library. If there is none, it names the outermost line that does not belong to
+    The result names the innermost line that belongs to no library. If there is none, it names the outermost line that does not belong to
     groundstate.
     """
     error = original_exception(error)

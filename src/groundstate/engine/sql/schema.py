@@ -83,7 +83,7 @@ def create_tables(database: Database, *users: MetaData) -> list[str]:
 
 
 def _create_delete_trigger(database: Database) -> None:
-    """Create the delete trigger on tables that lack it, since an older version of groundstate or a migration made them.
+    """Create the delete trigger on tables that lack it. An older version of groundstate or a migration may have made a table without it.
 
     If the role may not create the trigger, no error is raised: `groundstate check` reports a missing trigger.
     """

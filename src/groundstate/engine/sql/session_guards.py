@@ -47,7 +47,7 @@ class _GuardedTable:
     """A table of one store on whose records reactions are declared."""
 
     place: StoreLocation
-    spellings: frozenset[str]  # the names that attempts may hold for the table in their column `blocks`
+    spellings: frozenset[str]  # the names by which the column `blocks` of an attempt may refer to this table
     mapper: Mapper[Any]
     key: tuple[Any, ...]
     text_in_sql: ColumnElement[str] | None
@@ -108,8 +108,8 @@ def _key_text_in_sql(query: ConditionQuery) -> ColumnElement[str] | None:
 
 # ---- a flush -----------------------------------------------------------------------------------------------------------------------
 def _refuse_unsafe_flush(session: Session, _context: UOWTransaction, _instances: Any) -> None:
-    """Before a flush, raise StateRefusedError if it writes inside a call, or deletes a record with an attempt or changes such a record's
-    key.
+    """Before a flush, raise StateRefusedError if the flush writes inside a call, deletes a record with an attempt, or changes the key of a
+    record with an attempt.
     """
     call_write_guard.refuse_flush_in_call(session)
     for record in session.deleted:
@@ -168,8 +168,8 @@ def _refusal_error(table_name: str, what: str, row: Any) -> StateRefusedError:
 
 # ---- an UPDATE or DELETE that a session executes -----------------------------------------------------------------------------------
 def _refuse_unsafe_update_or_delete(state: ORMExecuteState) -> None:
-    """Before a session executes an UPDATE or DELETE, raise StateRefusedError if it would delete a record with an attempt or change such a
-    record's key.
+    """Before a session executes an UPDATE or DELETE, raise StateRefusedError if it would delete a record with an attempt, or change the key
+    of a record with an attempt.
     """
     statement: Any = state.statement
     if (

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, text
 from groundstate.engine.sql.table_spelling import sql_table_name
 from groundstate.store.port import Database
 
-KEPT_S = 60.0  # seconds: how long an answer is kept. After this time a trigger that was created in between is noticed
+KEPT_S = 60.0  # seconds: how long an answer is kept; a trigger that is created meanwhile is noticed only after this time
 # If a PL/pgSQL trigger has no keyword that writes or executes something, it only sets columns of its own row, such as updated_at.
 _HOOKS = {
     "postgresql": text(
@@ -76,8 +76,9 @@ _tables: weakref.WeakKeyDictionary[Database, dict[str, bool]] = weakref.WeakKeyD
 
 
 def is_table(database: Database, connection: Connection, table: Any) -> bool:
-    """Return whether the database has a table, and no view, of this name. False if this cannot be found out: for a table in an attached
-    file of SQLite, or for a table that does not exist.
+    """Return whether this is the name of a table of the database, and not of a view.
+
+    False if this cannot be found out: for a table in an attached file of SQLite, or for a table that does not exist.
     """
     if not database.locks_rows and connection.schema_for_object(table) is not None:
         return False

@@ -1,6 +1,6 @@
 """Writes a condition as SQL with its values, as in the WHERE of a statement on its table. The text is executed again, or shown to people.
 
-The condition is compiled as part of such a statement, since without it the condition would have another meaning: a subquery that compares
+The condition is compiled as part of a statement on its table. Compiled alone it would have another meaning: a subquery that compares
 something with the record's row would read all rows of the record's table.
 """
 

@@ -26,8 +26,8 @@ from groundstate.engine.sql.safe_text import safe_repr, safe_str
 from groundstate.rules import sql_inspect as look
 from groundstate.values.keys import NoValue
 
-ROWS_MOST = 10_000  # how many rows of one table are checked at most
-VALUES_MOST = 100  # how many different values of one column are checked at most
+ROWS_MOST = 10_000  # at most this many rows of one table are checked
+VALUES_MOST = 100  # at most this many different values of one column are checked
 _OF_NO_EQUALITY = (JSON, ARRAY, PickleType, LargeBinary)
 _ORDERS = (operators.lt, operators.le, operators.gt, operators.ge, operators.between_op, operators.not_between_op)
 _TO_THE_SECOND = len("2026-01-01 00:00:00")
@@ -37,8 +37,10 @@ _TIMES = (DateTime, Date, Time, Interval)
 
 @dataclass(frozen=True)
 class _Comparisons:
-    """How clauses compare a column. texts: All texts with which the column is compared. by_value: Whether any clause compares the column
-    other than by order (order means operators such as `<=`).
+    """How clauses compare a column.
+
+    texts: All texts with which the column is compared. by_value: Whether any clause compares the column with an operator that is not an
+        order operator such as `<=`.
     """
 
     texts: Collection[object]
@@ -47,7 +49,7 @@ class _Comparisons:
 
 @dataclass(frozen=True)
 class UnmatchableValue:
-    """A stored value that no clause can match by its column's type.
+    """A stored value that no clause can match, since its column's type would write the value in another form.
 
     rows: How many of the checked rows have this value or, if it is a time, a value in the same form.
     """
@@ -178,14 +180,14 @@ def _why_unmatchable(  # noqa: PLR0913  # the arguments are one value and everyt
     *,
     convert: Callable[[Any], Any] | None,
 ) -> str | None:
-    """Return why no clause finds the value, in words that follow the value; None if a clause finds it.
+    """Return why no clause finds the value, as a phrase that follows the value in a message; None if a clause finds it.
 
     convert: The column's result processor, which converts a stored value to Python.
     """
     (held, raw, kind), (value, name) = sides, stored
     try:
         loaded = value if convert is None else convert(value)
-    except Exception as error:  # a type of the user's may raise anything
+    except Exception as error:  # a user's column type may raise any exception
         return f", which cannot be loaded ({safe_str(error)})"
     if isinstance(kept_as, Numeric | Float):
         return ", which is text" if name == "text" else None

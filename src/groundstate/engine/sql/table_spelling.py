@@ -1,7 +1,7 @@
 """Spells the names of tables: in SQL, and in the ways in which `groundstate_attempt.blocks` may name a table (as declared, with its default
 schema, or without a schema).
 
-An attempt names the table as the application that wrote it has declared the table. Another app may declare the same table with
+An attempt contains the table's name as declared in the application that wrote the attempt. Another app may declare the same table with
 schema="public" ("main" on SQLite), so a comparison must accept each of these names.
 """
 

@@ -1,5 +1,5 @@
-"""Finds the tables that a condition reads, and those of which it reads rows other than the record's own row. It inspects the expression,
-and asks no database.
+"""Finds the tables that a condition reads, and among them the tables in which it reads rows other than the record's own row. It inspects
+the expression, and sends no query.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from groundstate.engine.sql.user_filters import FilteredClauses
 from groundstate.rules.specs import ReactionSpec
 from groundstate.store.port import Database
 
-# Functions of PostgreSQL that read no rows. Any other function may be one of the user's, which may read every table.
+# Functions of PostgreSQL that read no rows. Any other function may be defined by the user, and may read every table.
 _OF_THEIR_ARGUMENTS = frozenset({
     "abs", "age", "array_length", "ascii", "bit_length", "btrim", "cardinality", "ceil", "ceiling", "char_length", "character_length",
     "clock_timestamp", "coalesce", "concat", "concat_ws", "current_date", "current_time", "current_timestamp", "current_user", "date_part",
@@ -58,8 +58,10 @@ class ConditionTables:
 
     @cached_property
     def other_tables_read_by_clauses(self) -> frozenset[str] | None:
-        """Return the full names of the tables of which the clauses read rows other than the record's own row. None if they may read any
-        table. `ConditionQuery.other_tables_read` also considers a narrowing condition.
+        """Return the full names of the tables in which the clauses read rows other than the record's own row. None if they may read any
+        table.
+
+        `ConditionQuery.other_tables_read` also considers a narrowing condition.
         """
         read = (*self._filtered.all_conditions, *self._due_expressions)
         return other_tables_read(read, self._spec.mapper.tables, functions_may_read=self._database.locks_rows)
@@ -88,7 +90,7 @@ class ConditionTables:
 
 
 def other_tables_read(clauses: Iterable[Any], own: Iterable[Any], *, functions_may_read: bool) -> frozenset[str] | None:
-    """Return the full names of the tables of which the clauses read rows other than the record's own row; None if they may read any table.
+    """Return the full names of the tables in which the clauses read rows other than the record's own row; None if they may read any table.
 
     own: The tables of the record. functions_may_read: Whether a function in this database may read rows.
     """
@@ -114,7 +116,7 @@ def _tables_read_by(clause: Any, own: set[str], *, functions_may_read: bool) -> 
         if isinstance(part, AliasedReturnsRows | Join):
             yield from _table_names_in(part)
         elif isinstance(part, Table):
-            if part.fullname not in own:  # whether one of the record's own tables is read is decided by `_uncorrelated_own_tables`
+            if part.fullname not in own:  # for the record's own tables, `_uncorrelated_own_tables` decides this
                 yield part.fullname
         elif isinstance(table := getattr(part, "table", None), Table):
             if table.fullname not in own:
@@ -124,11 +126,13 @@ def _tables_read_by(clause: Any, own: set[str], *, functions_may_read: bool) -> 
 
 
 def _uncorrelated_own_tables(part: Any, own: set[str]) -> set[str]:
-    """Return the record's tables from which this subquery may read other rows than the record's own, since it does not correlate these
-    tables with the outer query. Tables that it does not name may be among them.
+    """Return the record's tables in which this subquery may read rows other than the record's own row.
+
+    These are the tables that the subquery does not correlate with the outer query. Some of them may not be named in the subquery.
     """
     if part._auto_correlate:  # noqa: SLF001  # no public name
-        froms = part.get_final_froms()  # SQLAlchemy correlates all tables that the outer query names, unless no table would be left
+        # SQLAlchemy correlates all tables that the outer query names, unless the subquery would then have no table left in its FROM.
+        froms = part.get_final_froms()
         return {name for one in froms if (name := getattr(one, "fullname", None)) in own} if len(froms) == 1 else set()
     if part._correlate_except is not None:  # noqa: SLF001
         return {name for one in part._correlate_except if (name := getattr(one, "fullname", None)) in own}  # noqa: SLF001

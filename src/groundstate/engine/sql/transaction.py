@@ -129,7 +129,7 @@ class Transaction:
     beside: RelatedRowLocks | None = None  # locks on other rows that handlers change; None on SQLite
     asked_s: float = 0.0  # seconds: how long the first statement took, as a measure for one round trip
     some_attempts: bool = True  # whether any attempts may exist: they were found at the start, or this transaction inserted them
-    is_over: Callable[[], bool] = lambda: False  # tells whether the user's code has ended the transaction without its session
+    is_over: Callable[[], bool] = lambda: False  # tells whether the user's code has ended the transaction by other means than its session
     refuses: Callable[[], bool] = lambda: False  # tells whether a statement failed, after which PostgreSQL refuses all later statements
     failed: Exception | None = None  # the last error of a statement; refusals that follow an earlier error do not count
     put_back: Callable[[], None] = lambda: None  # undoes what the user's code has set on the driver's connection
@@ -211,8 +211,9 @@ class OurSession(Session):
         return found
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
-        """Flush as SQLAlchemy does, after the rows that handlers changed in addition to their records were locked and checked. Raises
-        LostUpdate if another transaction has changed such a row.
+        """First lock and check the rows that handlers changed in addition to their records, and then flush as SQLAlchemy does.
+
+        Raises LostUpdate if another transaction has changed such a row.
         """
         beside: RelatedRowLocks | None = self.info.get(BESIDE)
         if beside is not None:
@@ -307,12 +308,16 @@ def _note_or_refuse_statement(connection: Connection, _cursor: Any, statement: s
 
 
 def _note_error(context: Any) -> None:
-    """Note the error of a statement in its transaction, unless it is only a refusal that follows an earlier error."""
+    """Note the error of a statement in its transaction, unless it is only a refusal that follows an earlier error: PostgreSQL's refusal of
+    a later statement, or ours of the rollback by which SQLAlchemy ends a failed flush.
+    """
     connection = context.connection
     if connection is None or connection.closed or connection.invalidated:
         return
     transaction: Transaction | None = connection.info.get(OURS)
-    if transaction is not None and not db_errors.is_refusal_after_failure(context.original_exception):
+    if transaction is None or (transaction.failed is not None and isinstance(context.original_exception, StateRefusedError)):
+        return
+    if not db_errors.is_refusal_after_failure(context.original_exception):
         transaction.failed = context.sqlalchemy_exception or context.original_exception
 
 
@@ -333,7 +338,8 @@ _KEPT_FROM_HANDLERS = ("commit", "rollback", "close", "get_transaction", "get_ne
 @contextmanager
 def _refusing_to_end(connection: Connection, session: Session) -> Iterator[None]:
     """While the block runs, refuse to end the transaction: through this connection, through its driver's connection, or by a statement."""
-    # Replace methods of the connection: if an event listener refused the COMMIT, SQLAlchemy could not go on with the transaction.
+    # Methods of the connection are replaced, since an event listener does not suffice: after a listener has refused a COMMIT, SQLAlchemy
+    # cannot go on with the transaction.
     kept = vars(connection)
     for name in _KEPT_FROM_HANDLERS:
         kept[name] = partial(_raise_refusal, f"session.connection().{name}()")
@@ -367,7 +373,7 @@ _logged_unheard: set[tuple[str, str]] = set()
 
 
 def _warn_of_unheard_listeners(session: Session) -> None:
-    """Log one warning per listener to a session's commits, which is not called for what handlers change, unless it was logged before.
+    """Log a warning, once per listener, that the user's listeners to a session's commits are not called for changes that handlers make.
 
     Groundstate commits through the connection, once for all handlers of a batch, after their changes were flushed. So the session has no
     changes left to show to such a listener, and an error that the listener raised would belong to no single record. Listeners to flushes
@@ -432,8 +438,8 @@ def writing_transaction(database: Database, app: str, *, wait: timedelta | None 
         except SQLAlchemyError as error:
             if db_errors.is_no_fault_of_record(error) or not is_over():
                 raise
-            # Log here that the transaction was ended: the error may say only that a savepoint is gone. The record may be gone too, so
-            # that no failed attempt can be written for it.
+            # Log here that the transaction was ended, since the error may say only that a savepoint is gone. If the record is gone too, no
+            # failed attempt can be written for it.
             ended = error if isinstance(error, TransactionEnded) else TransactionEnded(error=error)
             log.error("%s", ended, extra={"event": "transaction_ended"})  # noqa: TRY400  # its message says what happened
             raise ended from error.__cause__ if ended is error else error

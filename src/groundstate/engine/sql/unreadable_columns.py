@@ -22,8 +22,8 @@ SHOWN_MOST = 80  # how many letters of a stored value a message shows
 def describe_unreadable_columns(connection: Connection, query: ConditionQuery, key: PrimaryKey) -> str:
     """Return a text such as ` (orders.due_at holds 'yesterday')`, which names the columns of this record that cannot be read.
 
-    The text is empty if each single column can be read, as when a load hook of the user's raised. Raises only if the transaction or its
-    connection is gone.
+    The text is empty if each single column can be read, for example if a load hook of the user raised the error. Raises only if the
+    transaction or its connection is gone.
     """
     found: list[str] = []
     try:
@@ -31,7 +31,7 @@ def describe_unreadable_columns(connection: Connection, query: ConditionQuery, k
             found.extend(_unreadable_values(connection, query, key))
     except Exception as error:
         if db_errors.is_no_fault_of_record(error):
-            raise  # if the transaction is still usable, report what was found before the error
+            raise  # the transaction or its connection is gone; after any other error, report what was found before it
     return f" ({', '.join(found)})" if found else ""
 
 

@@ -130,7 +130,7 @@ def _statement_after_listeners(database: Database, statement: Select[Any]) -> Se
             session.execute(statement).close()
         except _CaughtError:
             return caught[0]  # type: ignore[no-any-return]  # the statement as the listeners left it
-    return None  # a listener of the user's returned a result of its own
+    return None  # a user's listener returned a result of its own
 
 
 def _where_clause(database: Database, statement: Select[Any]) -> Filter | None:

@@ -43,9 +43,11 @@ class BacklogSharing:
 
     # ---- methods that other threads call -------------------------------------------------------------------------------------------
     def receive_message(self, hint: Hint) -> bool:
-        """Keep another worker's message about a backlog for the next loop iteration. Any thread may call this. Return False if the message
-        excludes this worker, or if it is only about backlogs from which this worker is already excluded. Otherwise this worker may have
-        work, so return True.
+        """Keep another worker's message about a backlog for the next loop iteration. Return whether this worker may have work because of
+        the message.
+
+        It has no work if the message excludes this worker, or is only about backlogs from which this worker is already excluded. Any thread
+        may call this.
         """
         if hint.crew == self._leader.lock and (hint.did is not None or hint.let_in is not None):
             self._unheard.append((hint, self._worker_state.clock.monotonic()))

@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 from groundstate.store.port import Database
 
-HOLD_S = 0.05  # seconds for which a batch should hold its row locks at most
-HOLD_EMBEDDED_S = 0.012  # seconds for which a batch should hold the lock of an embedded store at most; the lock covers the whole store
-HOLD_BESIDE_OTHERS_S = 0.004  # seconds: the limit for a batch's lock on an embedded store to which other processes write (rules.md 18)
-OTHERS_S = 5.0  # seconds: for so long after another process wrote to an embedded store, this worker leaves the store free half of the time
-UNHEARD_MOST_S = 1.0  # seconds for which slow batches may lock an embedded store before this worker sleeps for BUSY_LOOKS_S
+HOLD_S = 0.05  # the most seconds for which a batch should hold its row locks
+HOLD_EMBEDDED_S = 0.012  # the most seconds for which a batch should hold the lock of an embedded store, which covers the whole store
+# The most seconds for which a batch should hold the lock of an embedded store to which other processes write (rules.md 18).
+HOLD_BESIDE_OTHERS_S = 0.004
+# Seconds: after another process wrote to an embedded store, this worker leaves the store free half of the time for this long.
+OTHERS_S = 5.0
+UNHEARD_MOST_S = 1.0  # seconds: when slow batches have locked an embedded store for this long in total, this worker sleeps for BUSY_LOOKS_S
 BUSY_LOOKS_S = 0.11  # seconds of sleep: a little more than the 0.1 s after which a waiting writer of SQLite tries again
 
 
@@ -37,7 +39,7 @@ class BatchLocks:
 
     @property
     def target_hold_s(self) -> float:
-        """Return for how many seconds at most a batch's transaction should hold its locks."""
+        """Return the most seconds for which a batch's transaction should hold its locks."""
         if self._database.locks_rows:
             return HOLD_S
         return HOLD_BESIDE_OTHERS_S if self.has_other_writers else HOLD_EMBEDDED_S

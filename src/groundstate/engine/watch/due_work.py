@@ -40,7 +40,7 @@ class DueWork:
 
     @property
     def next_sweep(self) -> float:
-        """Return the time from which the next sweep includes this queue."""
+        """Return the earliest time at which a sweep includes this queue again."""
         return self._next_sweep
 
     def request_attempts(self) -> None:
@@ -53,7 +53,10 @@ class DueWork:
         self._cursor = None
 
     def wait_for_slot(self, cursor: tuple[Any, ...] | None) -> None:
-        """Request a query for the due attempts after `cursor`, made once a slot is free. None: the query begins at the first attempt."""
+        """Request a query for the due attempts after `cursor`. The query is sent once a slot is free.
+
+        If `cursor` is None, the query begins at the first attempt.
+        """
         self._has_due_attempts, self._cursor, self._seen_full = True, cursor, True
 
     def advance(self, cursor: tuple[Any, ...]) -> None:
@@ -74,9 +77,9 @@ class DueWork:
         self._timers = [at for at in self._timers if at > now]
 
     def schedule_sweep(self, at: float) -> None:
-        """Let the sweeps from the time `at` on include this queue."""
+        """Include this queue in the sweeps that begin at the time `at` or later."""
         self._next_sweep = at
 
     def sweep_no_later_than(self, at: float) -> None:
-        """Let the sweeps from the time `at` on include this queue, if no earlier time is set."""
+        """Include this queue in the sweeps that begin at the time `at` or later, unless an earlier time is set."""
         self._next_sweep = min(self._next_sweep, at)

@@ -28,7 +28,7 @@ from groundstate.values import log_store
 log = logging.getLogger("groundstate")
 GAP_S = 0.01  # seconds between two hints about rows that other processes may carry out
 GAP_IN_HAND_S = 0.02  # seconds between two hints about rows that this process carries out itself
-# Seconds: for so long after another process announced a `wait_for`, hints are also sent about rows that this process carries out.
+# Seconds: after another process announced a `wait_for`, this process also sends hints about rows that it carries out itself, for this long.
 AWAITED_S = 3.0
 LOOK_S = 1.0  # seconds between two checks whether a worker of this process hangs
 DICE_BITS = 32

@@ -1,6 +1,5 @@
-"""One query that shows which of groundstate's tables have rows at all, so that a sweep queries no empty table.
-
-An idle worker runs hardly any other query than this one, which writes nothing.
+"""One query that shows which of groundstate's tables contain any row, so that a sweep queries no empty table. An idle worker sends hardly
+any other query. The query writes nothing.
 """
 
 from __future__ import annotations

@@ -2,17 +2,22 @@
 
 A worker skips a locked record. But a locked table stops every statement on the table, and a statement that waits stops the whole worker. So
 when a statement meets such a lock, every queue that reads the table waits, until a query of pg_locks, which waits for no lock, shows that
-the lock is gone.
+the lock is gone. A queue whose handler met the lock as it wrote to the table waits in the same way. If a handler met a lock on a row of
+another table, only its record waits.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
+from sqlalchemy.exc import DBAPIError
+
 from groundstate.engine.rows import attempts
+from groundstate.engine.rows.limited_logging import HANDLER_MEETS_LOCK
 from groundstate.engine.sql import db_errors, lock_waits
+from groundstate.engine.sql.record_keys import PrimaryKey
 from groundstate.engine.watch import slow_conditions
 from groundstate.engine.watch.work_queue import WorkQueue
 from groundstate.engine.watch.worker_state import WorkerState
@@ -43,6 +48,7 @@ def bar_queue(worker_state: WorkerState, queue: WorkQueue, by: str | None = None
 
 def _unbar_queue(worker_state: WorkerState, queue: WorkQueue) -> None:
     """Let a work queue go on, if it waits for a locked table, and log that. Call it when none of its tables is locked any more."""
+    worker_state.handler_locks.forget_tables(queue)
     if queue.postponement.barred is None:
         return
     queue.postponement.end_wait_for_lock()
@@ -56,8 +62,9 @@ def _is_wait_logged(worker_state: WorkerState, queue: WorkQueue) -> bool:
 
 
 def bar_queues_on_locked_tables(worker_state: WorkerState, queues: Sequence[WorkQueue]) -> bool:
-    """Check which of these work queues read a locked table, make each of them wait, and let the others go on; return whether any waits. No
-    statement of this check waits longer than `WAIT` for a lock.
+    """Check which of these work queues need a locked table, make each of them wait, and let the others go on; return whether any waits. A
+    queue needs the tables that its condition reads, and those that its handler met locked. No statement of this check waits longer than
+    `WAIT` for a lock.
 
     Raises:
         DBAPIError: a table of groundstate itself, which every queue needs, is locked.
@@ -69,7 +76,7 @@ def bar_queues_on_locked_tables(worker_state: WorkerState, queues: Sequence[Work
     locks = lock_waits.table_locks_against_writers(worker_state.database)
     found = False
     for queue in queues:
-        if by := lock_waits.describe_first_lock_on_tables_of(queue.query, locks):
+        if by := lock_waits.describe_first_lock_on_tables_of(queue.query, locks, worker_state.handler_locks.tables_met_locked(queue)):
             bar_queue(worker_state, queue, by)
             found = True
             continue
@@ -109,3 +116,42 @@ def recheck_barred_queues(worker_state: WorkerState) -> bool:
         if queue.postponement.barred is not None and queue.postponement.barred_until <= worker_state.clock.monotonic()
     ]
     return bool(barred) and not bar_queues_on_locked_tables(worker_state, barred)
+
+
+def bar_queue_on_table_met_locked(worker_state: WorkerState, queue: WorkQueue, error: DBAPIError) -> bool:
+    """After a lock timeout of the queue's handler, make the queue wait if another transaction has locked a table that the handler or the
+    condition needs. Return whether it waits.
+
+    Raises:
+        DBAPIError: a table of groundstate itself, which every queue needs, is locked.
+    """
+    worker_state.handler_locks.note_tables_met_locked(queue, lock_waits.tables_locked_by_others(worker_state.database, error))
+    return bar_queues_on_locked_tables(worker_state, [queue])
+
+
+def let_records_wait(
+    worker_state: WorkerState,
+    queue: WorkQueue,
+    met: Sequence[PrimaryKey],
+    error: DBAPIError,
+    others: Mapping[PrimaryKey, str] | None = None,
+) -> None:
+    """Let these records wait, since the queue's handler met a lock of another transaction for each of them, and log who holds the lock.
+
+    error: the lock timeout of one of them. others: the keys of records that wait already and were not tried, with the reasons.
+    """
+    by = lock_waits.describe_holders_of_lock(worker_state.database, error) or db_errors.error_in_one_line(error)
+    why = worker_state.incarnation.shorten(f"its handler met a lock of another transaction: {by}")
+    now = worker_state.clock.monotonic()
+    new = worker_state.handler_locks.note_records_met_locks(queue, {**(others or {}), **dict.fromkeys(met, why)}, now)
+    if new and worker_state.incarnation.lines.count_line(queue.name, HANDLER_MEETS_LOCK, now):
+        record = queue.query.keys.record_text(new[0])
+        log.warning(
+            "%s on %s %s%s waits: %s; it is tried again by itself, and the others go on",
+            queue.name,
+            queue.query.spec.table_name,
+            record,
+            f" (and {len(new) - 1} more)" if len(new) > 1 else "",
+            why,
+            extra={"event": "handler_meets_lock", "reaction": queue.name, "record": record},
+        )

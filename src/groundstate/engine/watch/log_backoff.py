@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 FIRST_S = 1.0
 LONGEST_S = 60.0
-WORDS_MOST = 20  # the most different texts about one problem that are logged without a pause
+WORDS_MOST = 20  # how many different texts about one problem are logged without a pause
 
 
 @dataclass

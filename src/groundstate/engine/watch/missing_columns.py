@@ -66,7 +66,7 @@ def find_misfits(worker_state: WorkerState) -> None:
 
 
 def recheck_lacking_queues(worker_state: WorkerState) -> bool:
-    """Check again the queues that wait for a missing column or the like and whose pause is over. Return whether any of them goes on."""
+    """Check again each queue that waits for a missing column or the like, if its pause is over. Return whether any queue goes on."""
     now = worker_state.clock.monotonic()
     lacking = [queue for queue in worker_state.queues if queue.postponement.lacks is not None and queue.postponement.not_before <= now]
     return bool([queue for queue in lacking if _resume_if_fitting(worker_state, queue)])
@@ -89,10 +89,12 @@ def _resume_if_fitting(worker_state: WorkerState, queue: WorkQueue) -> bool:
         _postpone_check(queue)
         return False
     if not queue.postponement.seen_lacking and queue.has_work:
-        # The check never showed what is lacking, so its success proves nothing: only a record that is carried out ends the wait.
+        # The check never found the error for which the queue waits, so its success proves nothing. The wait ends only when a record is
+        # carried out.
         return False
     if queue.postponement.seen_lacking:
-        # The check showed this error before, and shows it no longer. Any other error may come back, so its pauses have to go on growing.
+        # The check found this error before, and finds it no longer, so the next pause may be short. After any other error the pauses have
+        # to go on growing, since that error may come back.
         queue.postponement.note_success()
     clear_lack(queue)
     for part in filter(None, (queue, queue.late)):

@@ -1,7 +1,8 @@
 """Queries that run before a worker locks anything: whether a new backlog pass (a walk over all rows that match) has any row to carry out,
 and which rows were written during a long pass.
 
-Most passes find no row, and must not lock anything for that. The queries only read. If a condition cannot be queried, only its queue waits.
+Most passes find no row, so it would be wrong to lock anything for them. The queries only read. If a condition cannot be queried, only its
+queue waits.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from groundstate.engine.watch.worker_state import WorkerState
 
 T = TypeVar("T")
 NEWEST_AT_ONCE = 50  # number of newest rows that are queued at once during a long pass
-TOGETHER_FROM = 4  # if at least so many conditions have to be queried, one statement queries them together
-# Seconds of one loop iteration in which conditions are queried one by one; the other conditions wait for the next iteration.
+TOGETHER_FROM = 4  # if at least this many conditions have to be queried, one statement queries all of them
+# Seconds for which one loop iteration may query conditions one by one; the other conditions wait for the next iteration.
 TOGETHER_S = 1.0
 TOGETHER_MOST = 128  # the most conditions in one statement, since the database has to plan all of them at once
-APART_S = 60.0  # seconds: for so long after a common statement failed, each condition has a statement of its own
+APART_S = 60.0  # seconds: after a common statement failed, each condition has a statement of its own for this long
 
 
 class BacklogProbe:

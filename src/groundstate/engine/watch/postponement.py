@@ -99,7 +99,7 @@ class Postponement:
 
     @property
     def asked_again(self) -> float:
-        """Return the time at which some of the rows for which the condition raises were last tried again."""
+        """The condition raises an error for some rows. Return the time at which any of these rows were last tried again."""
         return self._asked_again
 
     @property

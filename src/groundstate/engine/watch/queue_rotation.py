@@ -12,7 +12,7 @@ class QueueRotation:
         self.turn = 0  # number of calls of `rotate_queues`
 
     def rotate_queues(self, queues: list[WorkQueue]) -> list[WorkQueue]:
-        """Return these queues in a new order: the queue that has not come first for the longest time comes first."""
+        """Return these queues in a new order. The first is the queue whose last turn as the first is the longest time ago."""
         self.turn += 1
         ordered = sorted(queues, key=lambda queue: queue.first_at)
         if ordered:

@@ -2,8 +2,8 @@
 written for each of them, and the other rows are carried out meanwhile.
 
 The search queues the keys of matching rows and of failing rows; a failing row then fails like a record that cannot be read. After the
-search the condition is queried for all rows except the failing rows. Every few seconds some failing rows are tried again, until none
-raises.
+search the condition is queried for all rows except the failing rows. Every few seconds some failing rows are tried again, until no row
+raises an error.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from groundstate.engine.watch.worker_state import WorkerState
 
 log = logging.getLogger("groundstate")
 STEP_S = 0.02  # seconds of each loop iteration that one search may take, so that the other reactions go on
-FOUND_MOST = 2_000  # keys: a search pauses while so many keys that it found wait to be carried out
+FOUND_MOST = 2_000  # keys: a search pauses while at least this many of the keys that it found wait to be carried out
 FEW = 50  # the most keys queued at once for a reaction with `in_order` or `per`, since each key costs a lookup of its group
 AGAIN_S = 5.0  # seconds between two retries of failing rows
-AGAIN_AT_ONCE = 20  # failing rows that are tried again together
+AGAIN_AT_ONCE = 20  # how many failing rows are tried again together
 WAITS_S = 60.0  # seconds until the condition is queried again after it raised for too many rows
-# Seconds without an error after which the condition is queried in its plain form (clauses in any order) again, if no failing row is left.
-# The number is doubled each time that the plain form raises an error again.
+# Seconds: if no failing row is left, and no error occurs for this long, the condition is again queried in its plain form (clauses in any
+# order). The number is doubled each time that the plain form raises an error again.
 PLAIN_S = 10.0
 PLAIN_MOST_S = 3600.0  # seconds: the longest wait to which PLAIN_S is doubled
 

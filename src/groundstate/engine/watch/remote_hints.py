@@ -12,7 +12,7 @@ from groundstate.engine.watch.work_queue import WorkQueue
 from groundstate.engine.watch.worker_state import WorkerState
 from groundstate.rules.hint_codec import EVERYBODY, ROWS_EACH, Hint
 
-GAP_S = 0.01  # seconds: the least time between two rounds of passing hints on, so that a flood of forged hints causes few queries
+GAP_S = 0.01  # seconds: hints are passed on at most once in this time, so that a flood of forged hints causes few queries
 WAITING_MOST = 1_000  # the most hints that are kept; further hints are dropped, and a sweep finds their rows
 
 

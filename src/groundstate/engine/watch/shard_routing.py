@@ -1,4 +1,6 @@
-"""Finds which of an app's databases a commit or a hint is about. All shards have the same tables; only one has to query for the rows."""
+"""Finds which of an app's databases a commit or a hint is about. All shards have the same tables, but only the shard with the touched rows
+has to be queried.
+"""
 
 from __future__ import annotations
 

@@ -29,11 +29,12 @@ LIMIT_S = 1.0  # seconds: the least time limit for one query of a condition in t
 LIMIT_TIMES = 20  # factor: a condition's time limit is at least this many times the usual duration of its query
 CLAIM_TIMES = 5  # factor on a condition's time limit for a query that also locks and loads the records
 LIMIT_MOST_S = 300.0  # seconds: the longest time limit in a separate thread; after that, a condition has no time limit
-FEWER = 8  # divisor: after a lookup of keys was cancelled, the next lookup has so many times fewer keys
+FEWER = 8  # divisor: after a lookup of keys was cancelled, the number of keys in the next lookup is divided by this
 # Factor: after a cancelled lookup, the reaction waits this many times the duration of the lookup, so that others get most of the time.
 REST_TIMES = 4
 KEYS_AT_ONCE = 1_000
-KEYS_FEW = 50  # keys at once for a reaction with a call and `in_order` or `per`, since keys that have to wait are queried again later
+# The most keys per query for a reaction with a call and `in_order` or `per`, since keys that have to wait are queried again later.
+KEYS_FEW = 50
 
 
 def condition_limit_s(queue: WorkQueue) -> float:
@@ -147,8 +148,9 @@ class SeparateQueries:
                 of.look.limit.until_s = 0.0
 
     def _may_start_query(self, queue: WorkQueue) -> bool:
-        """Return whether a separate thread may query this queue's condition now: not before the keys that the last query found are carried
-        out, since the next query would find the same keys again.
+        """Return whether a separate thread may query this queue's condition now.
+
+        It must wait until the keys that the last query found are carried out, since the next query would find the same keys again.
         """
         postponement = queue.postponement
         waits = bool(queue.rows.fresh) or queue.rows.left_to_others or postponement.cannot_be_queried or postponement.search is not None

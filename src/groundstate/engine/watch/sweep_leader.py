@@ -24,18 +24,19 @@ from groundstate.rules.hint_codec import Hint
 from groundstate.store.tables import worker as table
 
 log = logging.getLogger("groundstate")
-BEAT_S = 1.5  # seconds between two checks of a worker whether it has to sweep; multiplied by the number of workers
+BEAT_S = 1.5  # seconds, to be multiplied by the number of workers: the time between two checks whether a worker has to sweep
 BEAT_MOST_S = 60.0  # seconds: the longest time between two checks of a worker whether it has to sweep
 BACKUP_S = 0.05  # seconds after a hint until a second worker follows it
-HELPS_AFTER_S = 0.15  # seconds after a hint about many rows until more workers follow it, except those excluded from the work by then
+# Seconds after a hint about many rows until more workers follow it. A worker that was excluded from the work by then does not.
+HELPS_AFTER_S = 0.15
 JITTER_S = 0.05  # seconds: the longest random delay that is added to HELPS_AFTER_S
 STRANGERS_MOST = 1_000  # the most unknown worker ids (ids in messages that this database does not list) that are remembered
 STRANGERS_S = 0.5  # seconds: the least pause between two probes of groundstate's tables for an unknown worker id
-CUT_OFF_S = 3.0  # seconds: a sweep leader whose hints have not worked for so long resigns, and sweeps only for itself
+CUT_OFF_S = 3.0  # seconds: if hints have not worked for this long, the sweep leader resigns, and sweeps only for itself
 LEADS_EACH_S = 1.0  # seconds between two messages by which the sweep leader says that it runs
-SILENT_S = 3.0  # seconds: if the sweep leader sent no message for so long, the other workers sweep
-OWN_PAUSE_S = 2.0  # seconds: a worker whose own loop stood still for so long cannot tell whether the leader was silent
-STUCK_S = 3.0  # seconds: a sweep leader whose loop has stood still for so long resigns
+SILENT_S = 3.0  # seconds: if the sweep leader has sent no message for this long, the other workers sweep
+OWN_PAUSE_S = 2.0  # seconds: if a worker's own loop stood still for this long, the worker cannot tell whether the leader was silent
+STUCK_S = 3.0  # seconds: if the loop of the sweep leader has stood still for this long, the sweep leader resigns
 
 
 @dataclass
@@ -59,7 +60,7 @@ class SweepLeader:
     _heard_at: float = 0.0  # monotonic time of the latest sign that another leader runs; any thread may write it
     _listened_at: float = 0.0  # monotonic time at which this worker last looked for the leader's messages
     _beat_at: float = 0.0  # monotonic time of the latest probe of groundstate's tables
-    _alone_since: float | None = None  # monotonic time since which no hints work; None while they work
+    _alone_since: float | None = None  # monotonic time at which hints stopped working; None while they work
     _incarnation: tuple[int, int] = (0, 0)  # this worker's id, and how often it took its lock; if either changes, the leader lock is lost
     _strangers: set[int] = field(default_factory=set)  # worker ids in messages that this database does not list
 
@@ -98,8 +99,8 @@ class SweepLeader:
         self.next_beat = now + min(BEAT_S * self.worker_count, BEAT_MOST_S) * (0.75 + incarnation.dice.random() / 2)
 
     def announce_or_watch_leader(self, now: float, say: Callable[[Hint], None]) -> None:
-        """As the sweep leader, send each second the message that the leader runs; as another worker, check whether this message still
-        comes, and set `silent` if not. Call it in each loop iteration.
+        """If this worker is the sweep leader, send a message each second that the leader runs. Otherwise check whether this message still
+        arrives, and set `silent` if it does not. Call it in each loop iteration.
         """
         if self.leads and self.worker_count > 1 and not self.is_without_leader and now - self._said_at >= LEADS_EACH_S:
             self._said_at = now
@@ -160,7 +161,7 @@ class SweepLeader:
             self.worker_state.incarnation.liveness.give_slots_back([self.lock])
 
     def seconds_until_wake(self, dice: int, rows: int) -> float | None:
-        """Return in how many seconds this worker has to query for the rows of a hint, or None if only other workers have to.
+        """Return the number of seconds after which this worker has to query for the rows of a hint; None if only other workers have to.
 
         dice: the random number in the hint, which gives all workers the same order. rows: number of rows that the hint is about.
         """

@@ -24,9 +24,9 @@ SWEEP_LONGEST_S = 30.0  # seconds: the longest pause between two sweeps of a wor
 SWEEP_LANE_S = 5.0  # seconds: the longest pause between two sweeps of one reaction, unless its condition is slow
 SWEEP_LANE_TIMES = 20  # factor: for a slow condition the longest pause is this many times the usual duration of its query
 SWEEP_LED_S = 60.0  # seconds between two sweeps of a worker while another worker is the sweep leader
-BY_ITSELF_S = 30.0  # seconds: for so long after trouble with the database, a worker sweeps even if another worker is the sweep leader
+BY_ITSELF_S = 30.0  # seconds: after trouble with the database, a worker sweeps for this long, even if another worker is the sweep leader
 LOOK_S = 0.1  # seconds between two checks whether another process wrote to an embedded store
-# Seconds between two checks for writes of other processes while a backlog is carried out, which costs far more than the checks.
+# Seconds between two checks for writes of other processes while a backlog is carried out. The backlog costs far more than these checks.
 LOOK_BUSY_S = 0.02
 LOOK_SHARE = 0.1  # the largest share of the time that queries caused by writes of other processes may take
 
@@ -85,7 +85,7 @@ class Sweeps:
         return True
 
     def _schedule_next_sweeps(self, now: float, swept: list[WorkQueue]) -> None:
-        """Set for each queue in `swept` when it is swept again, and let the next sweep begin when the first of all queues is due."""
+        """Set for each queue in `swept` when it is swept again. Let the next sweep begin at the earliest of these times of all queues."""
         pause_s, dice = self._pause_s(now), 0.9 + self._worker_state.incarnation.dice.random() / 5
         for queue in swept:
             own_pause_s = pause_s if self._leaves_sweeps_to_leader(now) else self._pause_of_queue_s(queue, pause_s)
@@ -149,8 +149,7 @@ class Sweeps:
         worker_state = self._worker_state
         if not worker_state.is_embedded or now < self.next_look:
             return False
-        # After a commit of this process, the check cannot show whether another process wrote too. The next sweep finds the rows of such a
-        # write.
+        # After a commit of this process, the check cannot show whether another process wrote too. If it did, the next sweep finds its rows.
         others = worker_state.incarnation.have_others_written() and not self.heard_here
         self.heard_here = False
         busy = any(queue.is_enabled and queue.rows.backlog for queue in worker_state.all_queues)

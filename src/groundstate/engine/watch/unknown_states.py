@@ -65,7 +65,7 @@ def forget_unknown_states(worker_state: WorkerState) -> None:
 
 
 def hold_unknown_states(tx: Transaction, settled: Sequence[Identity]) -> set[Identity]:
-    """Among the attempts that a person settles, set each one in an unknown state to `held`, so that it can be settled. Return the
+    """For the attempts that a person settles: set each attempt in an unknown state to `held`, so that it can be settled. Return the
     identities of the attempts that were changed.
     """
     names = ("app", "reaction", "record", "occurrence")

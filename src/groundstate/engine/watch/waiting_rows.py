@@ -166,7 +166,7 @@ class WaitingRows:
         self._fresh.update(dict.fromkeys(keys))
 
     def put_keys_first(self, keys: Iterable[PrimaryKey]) -> None:
-        """Put these keys, which were taken but whose records were not carried out, back before the other fresh keys."""
+        """Put these keys back before the other fresh keys. The keys were taken, but their records were not carried out."""
         self._fresh = dict.fromkeys(keys) | self._fresh
 
     def take_new_keys(self, most: int) -> list[PrimaryKey]:
@@ -210,12 +210,14 @@ class WaitingRows:
         self._elsewhere = False
 
     def skip_rows_until(self, cursor: PassCursor) -> None:
-        """Let the pass that begins now go on at the row after `cursor`: other workers, or the next pass, carry out the rows up to it."""
+        """Let the pass that begins now start with the row after `cursor`. Other workers, or the next pass, carry out the rows up to
+        `cursor`.
+        """
         if self._backlog:
             self._cursor, self._look_again = cursor, True
 
     def move_cursor(self, cursor: PassCursor | None) -> None:
-        """Let the running pass go on after this row. None: at the start."""
+        """Let the running pass go on after this row; None means that it goes on at the start."""
         if self._backlog:
             self._cursor = cursor
 
@@ -278,7 +280,7 @@ class WaitingRows:
 
     # ---- the size of a batch -----------------------------------------------------------------------------------------------------------
     def limit_next_batch(self, records: int) -> None:
-        """Set the size of the next batch after a batch took too long: this many records, but at least one."""
+        """After a batch took too long, set the size of the next batch to this many records, but at least one."""
         self._batch = max(records, 1)
 
     def adapt_batch_size(self, count: int, rows_s: float, seconds: float, hold_s: float, *, cut: bool = False) -> None:

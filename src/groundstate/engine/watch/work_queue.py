@@ -1,7 +1,7 @@
 """The work that waits for one reaction, kept in memory.
 
-A work queue has three parts: the rows that wait, the reasons and the end of a wait, and what is due. Only the methods of a part write the
-fields of that part.
+A work queue has three parts: the rows that wait for the reaction (`rows`), why and until when the queue waits (`postponement`), and what is
+due (`due_work`). Only the methods of a part write its fields.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from groundstate.engine.watch.waiting_rows import WaitingRows
 
 
 class WorkQueue:
-    """The work queue of one reaction. The worker's own thread may call all methods. Other threads call only `note_commit`, and those
-    methods of `rows` that any thread may call.
+    """The work queue of one reaction. The worker's own thread may call every method. Another thread may call only `note_commit`, and the
+    methods of `rows` whose docstrings permit any thread.
 
     late: the queue of expired records, for a reaction with `valid_for`; else None.
     """
@@ -50,7 +50,7 @@ class WorkQueue:
 
     @property
     def is_enabled(self) -> bool:
-        """Return whether this worker carries out the reaction at all. It does not while the reaction waits until a person accepts it, nor
+        """Return whether this worker carries out the reaction at all. Return False while the reaction waits until a person accepts it, or
         if the application's listener that filters rows raised an error at the start.
         """
         return self.postponement.admitted and self.query.filter_raised is None
@@ -58,8 +58,9 @@ class WorkQueue:
     def note_commit(self, touched: TouchedRecords, *, shared: bool = False) -> bool:
         """Note which records a commit touched; return True if the commit concerns this reaction.
 
-        shared: other workers of the app run on this database. In this case the keys of a backlog batch are not noted, but only that there
-        is work: given the keys, all workers would try to lock the same records, while their backlog passes begin at different places.
+        shared: other workers of the app run on this database. In this case the keys that a backlog batch touched are not noted; it is only
+        noted that there is work. With the keys, all workers would try to lock the same records. Without the keys, each worker begins its
+        backlog pass at another place.
         """
         found = find_concerned_records(self.query, touched)
         if shared and touched.of_a_backlog and found.keys:
@@ -78,14 +79,14 @@ class WorkQueue:
             self.rows.skip_rows_until(tuple(row))
 
     def find_row_to_take(self, connection: Connection) -> Sequence[Any]:
-        """Return a list with one row that a backlog pass would carry out, or an empty list if there is none. Locks nothing."""
+        """Return a list with one row that a backlog pass would carry out, or an empty list if there is none. The row is not locked."""
         if self.rows.groups is not None:
             return self.rows.groups.probe_one_row(connection)
         return connection.execute(self.query.selects.select_cursors_after(None, 1, crowded=True)).all()
 
     def admit(self) -> None:
         """Let this worker carry out the reaction and its expired records from now on, and begin a backlog pass for each. Call it when a
-        person has accepted the reaction, or nobody has to.
+        person has accepted the reaction, or if no person has to accept it.
         """
         self.postponement.admit()
         self.rows.request_pass()
@@ -100,11 +101,13 @@ class WorkQueue:
         self.rows.request_pass_for_due_record()
 
     def postpone_after_error(self) -> None:
-        """Let this queue wait after an error that concerns only this queue: longer after each error in a row."""
+        """Let this queue wait after an error that concerns no other queue. Each further error in a row makes the wait longer."""
         self.postponement.postpone(self.query.database.clock.monotonic())
 
     def wake_times(self, now: float) -> list[float]:
-        """Return the monotonic times, one for each reason to wait, at which this queue may be tried or its locked table checked again."""
+        """Return the monotonic times at which this queue may be tried again, one for each reason to wait. If a table of the reaction is
+        locked, the time is that of the next check of the table.
+        """
         waits, found = self.postponement, []
         if (self.has_work or waits.lacks) and waits.not_before > now:
             found.append(waits.not_before)

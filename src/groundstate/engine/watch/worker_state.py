@@ -1,8 +1,9 @@
 """The state that the modules of a running worker share: its database, its incarnation (the worker from taking its lock to losing it), its
 work queues, and notes for the next loop iteration.
 
-Each field has one writer. Only the methods of `WorkerState` write its fields. It holds objects (`Progress`, `BatchLocks`, `QueueRotation`,
-`Tally`), and only the methods of such an object write the fields of the object. All other modules only read the fields.
+Each field has one writer. Only the methods of `WorkerState` write its fields. It also holds objects (`Progress`, `BatchLocks`,
+`QueueRotation`, `Tally`, `HandlerLocks`); only the methods of each object write the fields of that object. All other modules only read
+the fields.
 tests/engine/watch/test_field_owners.py checks that.
 """
 
@@ -15,6 +16,7 @@ from groundstate.clock import Clock
 from groundstate.engine.rows.incarnation import Incarnation
 from groundstate.engine.watch.batch_locks import BatchLocks
 from groundstate.engine.watch.counters import Tally
+from groundstate.engine.watch.handler_locks import HandlerLocks
 from groundstate.engine.watch.progress import Progress
 from groundstate.engine.watch.queue_rotation import QueueRotation
 from groundstate.engine.watch.trace_hooks import NOBODY, GuardedWatch
@@ -42,6 +44,7 @@ class WorkerState:
     alone: Attempt | None = field(default=None, init=False)  # in careful mode, the suspected attempt that runs next, alone; else None
     progress: Progress = field(default_factory=Progress, init=False)
     rotation: QueueRotation = field(default_factory=QueueRotation, init=False)
+    handler_locks: HandlerLocks = field(default_factory=HandlerLocks, init=False)
     tally: Tally = field(init=False)
     batch_locks: BatchLocks = field(init=False)
 
@@ -51,7 +54,7 @@ class WorkerState:
 
     @property
     def clock(self) -> Clock:
-        """Return the clock that times all that this worker does."""
+        """Return the clock from which this worker reads every time."""
         return self.database.clock
 
     @property
@@ -82,8 +85,8 @@ class WorkerState:
         self.stopping = wait_until
 
     def hold_back_reactions(self, names: frozenset[str]) -> None:
-        """Stop carrying out these reactions until a person allows it, and note their names as the only ones that wait after a restore. The
-        queues of the other reactions are not changed.
+        """Stop carrying out these reactions until a person allows it after a restore. Their names replace all names in the incarnation's
+        `waiting`. The queues of the other reactions are not changed.
         """
         for queue in self.queues:
             if queue.name in names:
@@ -96,12 +99,13 @@ class WorkerState:
         self.next_due = 0.0
 
     def set_next_due(self, at: float | None) -> None:
-        """Set the time at which the next attempt is due, as it was queried; None if no attempt becomes due."""
+        """Set the time at which the next attempt is due, as a query found it; None if no attempt becomes due."""
         self.next_due = at
 
     def note_waits_shortened(self) -> None:
-        """Note that the waits of attempts were shortened where a wrong clock had made them too long. `waits_shortened_for` keeps the id of
-        the incarnation that did this last, and how often it had seen the database's clock go back by then.
+        """Note that waits of attempts were shortened, since a wrong clock had made them too long. `waits_shortened_for` keeps the id of the
+        incarnation that shortened waits last. It also keeps how often this incarnation had by then seen that the database's clock was set
+        back.
         """
         self.waits_shortened_for = (self.incarnation.id, self.incarnation.steps_back)
 

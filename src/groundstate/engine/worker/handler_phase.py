@@ -29,12 +29,14 @@ class HandlerPhase:
 
     @property
     def may_run_handlers(self) -> bool:
-        """Return whether handlers may run: not while a call is in flight that is suspected of having ended its worker."""
+        """Return whether handlers may run. They may not while a suspected call (one that may have ended its worker) is in flight."""
         return not self._components.call_turns.is_suspect_in_flight
 
     @property
     def may_run_ticks(self) -> bool:
-        """Return whether ticks of schedules may run: not while a suspected attempt runs or waits for the calls in flight to end."""
+        """Return whether ticks of schedules may run now. They may only if this worker has to run them, and never while a suspected attempt
+        runs or waits until the calls in flight have ended.
+        """
         components = self._components
         return (
             self._has_to_run_ticks
@@ -44,5 +46,5 @@ class HandlerPhase:
 
     @property
     def _has_to_run_ticks(self) -> bool:
-        """Return whether this worker runs the schedules: if it sweeps, or if a `wait_until_idle` waits for it."""
+        """Return whether this worker has to run the schedules. It has to if it sweeps, or if a thread in `wait_until_idle` waits for it."""
         return self._components.leader.has_to_sweep or self._idle_wait.is_requested

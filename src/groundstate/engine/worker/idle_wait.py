@@ -1,4 +1,4 @@
-"""Decides when a worker is idle, for threads that wait for this: a whole sweep that began after their request has found nothing to do."""
+"""Lets threads wait until a worker is idle: until a whole sweep that began after the thread's request has found nothing to do."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class IdleWait:
         self.newcomers_counted = True
 
     def note_sweep_began(self) -> None:
-        """Note that a sweep began, so that it can answer a request that came before."""
+        """Note that a sweep began. This sweep can answer a request that was made before it."""
         if self._stage == "asked":
             self._stage = "swept"
 
@@ -64,12 +64,13 @@ class IdleWait:
             or not components.call_turns.is_idle
             or components.ticks.has_due_tick
             or worker_state.incarnation.rings.has_waiting_records
+            or worker_state.handler_locks.has_waiting_records
             or worker_state.alone is not None
             or any(queue.has_work or (queue.is_enabled and queue.rows.backlog) for queue in worker_state.all_queues)
         ):
             return
         if worker_state.progress.done_since_sweep:
-            self._stage = "asked"  # work was done since the last sweep began, so wait for one more sweep, which must find none
+            self._stage = "asked"  # work was done since the last sweep began, so wait for one more sweep, which must find no work
             components.sweeps.next = 0.0
             return
         self._stage = None

@@ -17,7 +17,7 @@ from groundstate.engine.worker.handler_phase import HandlerPhase
 from groundstate.engine.worker.hint_sender import HintSender
 from groundstate.engine.worker.idle_wait import IdleWait
 
-DEAD_EACH_S = 0.2  # this many seconds, times the number of other workers, pass at least between two checks for dead workers
+DEAD_EACH_S = 0.2  # shortest time between two checks for dead workers, in seconds for each other worker
 
 
 class LoopIteration:
@@ -32,7 +32,7 @@ class LoopIteration:
         self._next_dead_check = 0.0  # monotonic time of the earliest next check for dead workers
 
     def run_iteration(self) -> None:
-        """Run one iteration, unless a pause after an error is not over."""
+        """Run one iteration. Do nothing while a pause after an error lasts."""
         components, worker_state = self.components, self.components.worker_state
         started = worker_state.clock.monotonic()
         if started < components.trouble.ends_at:
@@ -51,8 +51,7 @@ class LoopIteration:
             components.call_turns.settle_begun_attempts_without_call()
             worker_state.note_begun_attempts_left(left=False)
         components.sharing.exchange_reports()
-        # Whether passes of a sweep run. This is computed before the timers and hints of this iteration begin passes that belong to no
-        # sweep.
+        # Whether passes of a sweep run. This is computed first, since `_begin_passes` begins passes that belong to no sweep.
         sweeping = any(queue.has_pass for queue in worker_state.all_queues)
         if not sweeping:
             worker_state.tally.record_sweep_end(started)
@@ -123,8 +122,8 @@ class LoopIteration:
         self.components.admission.recheck_older_code()
 
     def _check_running_calls(self, now: float) -> None:
-        """Once a second, cancel overtaken calls (the condition no longer holds) whose reaction asks for that, and log a call that blocks
-        the event loop.
+        """Check the running calls once a second. Cancel a call if its condition no longer holds and its reaction asks for this. Log a call
+        that blocks the event loop.
         """
         if now >= self._next_call_check:
             self._next_call_check = now + SWEEP_S

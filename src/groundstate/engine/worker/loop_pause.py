@@ -17,7 +17,7 @@ class LoopPause:
         self._handler_phase = handler_phase
 
     def seconds_to_wait(self) -> float:
-        """Return how many seconds the loop may sleep, unless a hint wakes it: 0 if there is work now."""
+        """Return how many seconds the loop may sleep if no hint wakes it; 0 if there is work now."""
         components, worker_state = self._components, self._components.worker_state
         now = worker_state.clock.monotonic()
         if now < components.trouble.ends_at:
@@ -45,9 +45,11 @@ class LoopPause:
             components.timers.next_wake_time(),
             components.separate_queries.next_wake_time(),
             components.sharing.next_wake_time(),
-            worker_state.incarnation.rings.end_of_next_pause()
-            if self._handler_phase.may_run_handlers
-            else None,  # while a suspected call runs, no handler may run; the end of that call wakes this thread
+            *(
+                (worker_state.incarnation.rings.end_of_next_pause(), worker_state.handler_locks.end_of_next_pause())
+                if self._handler_phase.may_run_handlers
+                else ()
+            ),  # while a suspected call runs, no handler may run; the end of that call wakes this thread
         )
         times += [at for at in known if at is not None]
         times += [at for queue in worker_state.all_queues for at in queue.wake_times(now)]

@@ -16,7 +16,7 @@ from groundstate.rules.specs import ReactionSpec
 class Options:
     """The options with which a worker is started."""
 
-    accept: Accept = False  # which new and changed reactions may start on existing rows, and whether calls were made for these rows
+    accept: Accept = False  # the new and changed reactions that may start on existing rows, and how to treat the calls for these rows
     after_restore: bool = False  # a person says that the database was restored from a backup
     wait_for_go: bool = False  # the worker carries out nothing until `begin_work` is called
     leave_undeclared: bool = False  # start even if there are attempts of reactions that this version of the application does not declare

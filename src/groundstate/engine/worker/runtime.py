@@ -60,7 +60,7 @@ class Signals:
         self.wake = threads.Event()  # set to make the loop's next iteration begin at once
         self.started = threads.Event()  # set once the start has succeeded, or an error or a stop prevents that
         self.go = threads.Event()  # set once the worker may carry out reactions, or has to stop
-        self.idle = threads.Event()  # set once a `wait_until_idle` may return
+        self.idle = threads.Event()  # set once the threads in `wait_until_idle` may return
         self.registered = threads.Event()  # set once it is known which reactions run here, or an error or a stop prevents that
 
     @property

@@ -20,8 +20,11 @@ CALLS_END_S = 3.0  # seconds that cancelled async calls have to end; while a cal
 class StopResult:
     """What a worker left when it ended."""
 
-    in_doubt: int = 0  # calls with unknown outcome: the stop cut them off, they timed out meanwhile, or they run past their time limit
-    clean: bool = True  # the worker recorded its end in the database, so that no other worker has to detect the end by the free lock
+    # Number of calls whose outcome is unknown: the stop ended them, they timed out during the stop, or they still run after their time
+    # limit.
+    in_doubt: int = 0
+    # Whether the worker recorded its end in the database; if not, other workers detect the end when they find its lock free.
+    clean: bool = True
     hangs: bool = False  # the worker's thread did not end in time and was abandoned
 
 
@@ -52,7 +55,7 @@ class ShutDown:
         caller = components.call_turns.caller
         worker_state.incarnation.lines.log_left_out_counts(worker_state.clock.monotonic(), over=True)
         with contextlib.suppress(Exception):
-            components.leader.resign()  # not left to the end, since this worker may keep its other locks for long while its last calls run
+            components.leader.resign()  # resign first, since this worker may keep its other locks for long, until its last calls have ended
         components.separate_queries.stop()
         caller.stop(CALLS_END_S)
         if caller.number_running and worker_state.incarnation.sound:
@@ -64,7 +67,7 @@ class ShutDown:
             )
             self._record_end(
                 worker_state.incarnation.delete_row_keep_lock
-            )  # recorded now, since these calls are in doubt already; if the process exits while they run, the end still counts as clean
+            )  # these calls are in doubt already; recorded now, so that the end counts as clean even if the process exits while they run
             last = log_store.keep_log_label(self._end_after_last_calls)
             self._threads.Thread(target=last, name="groundstate-last-calls", daemon=True).start()
             return

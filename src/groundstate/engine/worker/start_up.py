@@ -18,10 +18,10 @@ from groundstate.rules.schedule import ScheduleSpec
 
 
 def start_up(components: WorkerComponents, settings: WorkerSettings) -> None:
-    """Start a worker, up to the moment at which its loop may begin. Steps that meet a passing obstacle are tried again.
+    """Start a worker, up to the moment at which its loop may begin. Steps that fail because of a temporary obstacle are tried again.
 
     Raises:
-        StoreRefusedError: the database refuses the worker, or an obstacle lasted too long. The text has the cure.
+        StoreRefusedError: the database refuses the worker, or an obstacle lasted too long. The message names the cure.
         StoppedError: the worker was told to stop meanwhile.
         DBAPIError: any other error of the database.
     """
@@ -45,7 +45,7 @@ def start_up(components: WorkerComponents, settings: WorkerSettings) -> None:
 
 
 def _log_leftovers_of_other_apps(worker_state: WorkerState) -> None:
-    """Log the open attempts that apps without a running worker left here: such an app may be this one under a former name."""
+    """Log the open attempts that apps without a running worker left here: such an app may be this app under a former name."""
     app, database, liveness = worker_state.app, worker_state.database, worker_state.incarnation.liveness
     queries = [queue.query for queue in worker_state.queues]
     with database.reading() as connection:

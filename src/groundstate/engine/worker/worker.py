@@ -47,7 +47,9 @@ GIVES_UP_S = 0.7  # seconds that `stop` waits for a start to end: the start may 
 
 
 class Worker:
-    """Carry out the reactions of one database. Call `start`, then `stop`; `wait_until_idle` waits until no work can be done now."""
+    """A Worker carries out the reactions of one database. Call `start`, and `stop` at the end. `wait_until_idle` waits until no work can be
+    done now.
+    """
 
     def __init__(  # noqa: PLR0913  # each comes from another part of the app
         self,
@@ -95,7 +97,7 @@ class Worker:
 
     @property
     def reasons_of_waiting_reactions(self) -> dict[str, str]:
-        """Return why this worker does not carry out some reactions now, as a text by reaction name."""
+        """Return a mapping from the name of each reaction that this worker does not carry out now to a text that says why."""
         found = {
             queue.name: queue.postponement.lacks or "it is not known yet which rows it would begin with"
             for queue in self.queues
@@ -163,7 +165,7 @@ class Worker:
 
         Raises:
             StoppedError: `stop` was called meanwhile.
-            Exception: the error that kept the worker from starting; its text has the cure.
+            Exception: the error that kept the worker from starting; its message names the cure.
         """
         if self._worker_state.stopping is None:
             self.thread.start()
@@ -174,14 +176,14 @@ class Worker:
             raise self.failure
 
     def wait_until_registered(self, timeout_s: float) -> None:
-        """Wait, at most `timeout_s` seconds, until the worker has decided which reactions it carries out. Rows of the other reactions, old
-        and new, wait until a person accepts the reaction.
+        """Wait, at most `timeout_s` seconds, until the worker has decided which reactions it carries out. The other reactions act on no
+        row, old or new, until a person accepts them.
         """
         self._signals.registered.wait(timeout_s)
 
     def stop(self, limit_s: float) -> StopResult:
-        """Begin nothing new, wait at most `limit_s` seconds for running calls, leave those that still run in doubt, and end the worker. A
-        start that is still under way is cancelled.
+        """Begin nothing new, wait at most `limit_s` seconds for running calls, and end the worker. A call that still runs then is left in
+        doubt. If the worker is still starting, the start is cancelled.
         """
         self._worker_state.begin_stop(self._worker_state.clock.monotonic() + limit_s)
         self.components.call_turns.caller.draining = True

@@ -23,14 +23,14 @@ Bound = type[Any] | Mapper[Any] | TableClause | str
 class Place(Protocol):
     """The scratch databases of one `Lab.crash_everywhere`: one database for each store of the app."""
 
-    settings: Sequence[StoreSettings]  # settings for each of the app's stores; a sharded store has those of its first shard
+    settings: Sequence[StoreSettings]  # settings for each of the app's stores; for a sharded store, the settings of its first shard
     locks_rows: bool  # whether statements can wait in the database for locks: True for PostgreSQL, False for SQLite
 
     def commit_as_other_program(self, act: Callable[[Session], object]) -> bool:
         """Call `act(session)` and commit, as another program would. Return False if the transaction would have to wait for a lock."""
 
     def would_write_nothing(self, act: Callable[[Session], object]) -> bool:
-        """Return whether the transaction `act`, run by another program now, would surely write nothing. Nothing is written to find out."""
+        """Return whether the transaction `act` would surely write nothing if another program ran it now. This check writes nothing."""
 
     def copy(self) -> Any:
         """Return a copy of the committed content of the databases."""
@@ -42,8 +42,8 @@ class Place(Protocol):
         """Return whether the statement that runs on this driver connection waits for a lock."""
 
     def closing_connections(self, connections: Sequence[Any]) -> AbstractContextManager[None]:
-        """Return a context in which to close a killed process's connections. At the end of the block, the server has released their
-        locks.
+        """Return a context in which to close a killed process's connections. When the block ends, the server has released the locks of
+        these connections.
         """
 
     def content_hash(self) -> object:
@@ -59,12 +59,12 @@ class Place(Protocol):
         """Return a connection to the committed content of this store."""
 
     def query_rows(self, store: int, query: str) -> Sequence[Sequence[Any]]:
-        """Run a plain SELECT on the committed content and return its rows. SQLAlchemy is bypassed to be quick, since this is called very
-        often.
+        """Run a plain SELECT on the committed content and return its rows. The method is called very often, so it bypasses
+        SQLAlchemy, which would be slower.
         """
 
     def session(self) -> Session:
-        """Return a session as another program would have it. It is bound to all stores: each table to the database of its store."""
+        """Return a session such as another program would use. It is bound to all stores: each table to the database of its store."""
 
     def fill(self, app: App, rows: Sequence[object]) -> None:
         """Create the tables, accept all reactions as a person would, and insert these rows."""
@@ -91,7 +91,7 @@ def values_of(store: Store, on: str) -> dict[str, Any]:
 
 
 class redirect_stores:  # noqa: N801  # lower case, since it is used like a function: `with redirect_stores(...)`
-    """In a `with` block, makes the app's stores use other settings, which lead to the scratch databases."""
+    """A context manager: inside its block, the app's stores use the given settings, which lead to the scratch databases."""
 
     def __init__(self, app: App, settings: Sequence[StoreSettings]) -> None:
         self._stores: Sequence[Store] = stores_of_app(app)
@@ -148,8 +148,8 @@ class ReadOnlyEngines:
 
 
 class OtherProgram:
-    """The transactions of another program than the app on the databases of a place; the base of both kinds of place, which set its
-    attributes.
+    """Runs transactions on the scratch databases as a program other than the app would. Base class of SqlitePlace and PostgresPlace, which
+    set its attributes.
     """
 
     _stores: Sequence[Store]
@@ -157,13 +157,13 @@ class OtherProgram:
     _read_only_engines: ReadOnlyEngines
 
     def session(self) -> Session:
-        """Return a session as another program would have it, with each table bound to the database of its store."""
+        """Return a session such as another program would use, with each table bound to the database of its store."""
         return Session(self._engines[0], binds=_session_binds(self._stores, self._engines), expire_on_commit=False)
 
     def commit_as_other_program(self, act: Callable[[Session], object]) -> bool:
-        """Call `act(session)` and commit, as another program would. Return whether that can be done without a wait for a lock.
+        """Call `act(session)` and commit, as another program would. Return False if it would have to wait for a lock.
 
-        True includes that groundstate refuses a flush: the transaction is then rolled back, but it did not have to wait for a lock.
+        If groundstate refuses a flush, the transaction is rolled back. The result is then True as well, since no lock was waited for.
         """
         try:
             with self.session() as session, session.begin():
@@ -177,7 +177,7 @@ class OtherProgram:
         return True
 
     def would_write_nothing(self, act: Callable[[Session], object]) -> bool:
-        """Return whether the transaction `act`, run by another program now, would surely write nothing. Nothing is written to find out."""
+        """Return whether the transaction `act` would surely write nothing if another program ran it now. This check writes nothing."""
         return self._read_only_engines.would_write_nothing(
             Session(self._read_only_engines.engines[0], binds=_session_binds(self._stores, self._read_only_engines.engines)), act
         )

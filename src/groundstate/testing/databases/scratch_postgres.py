@@ -125,16 +125,16 @@ class PostgresPlace(OtherProgram):
                 self._write_content(connection, content)
 
     def content_hash(self) -> object:
-        """Return None: on PostgreSQL the content is not compared. The caller takes it for changed after each commit that wrote
-        something.
+        """Return None: on PostgreSQL the content is not compared. The caller assumes that each commit that wrote something changed the
+        content.
         """
         return None
 
     def state(self) -> object:
         """Return all rows of all tables in their physical order.
 
-        Transaction ids are left out, since they always grow. Instead, each row of groundstate's own says whether anything else wrote it
-        last.
+        Transaction ids are left out, since they always grow. Instead, the state says for each row of groundstate's
+        tables whether something else wrote the row last.
         """
         found: list[object] = []
         for number, _ in enumerate(self._engines):
@@ -147,7 +147,7 @@ class PostgresPlace(OtherProgram):
 
     def waits_for_lock(self, connection: Any) -> bool:
         """Return whether the statement on this psycopg connection waits for a lock."""
-        with suppress(Exception):  # the connection is closed
+        with suppress(Exception):  # raised if the connection is closed
             return self._server_connection().execute(_WAITS, {"pid": connection.info.backend_pid}).scalar_one_or_none() is True
         return False
 
@@ -156,7 +156,7 @@ class PostgresPlace(OtherProgram):
         """Terminate the server processes of these connections. At the end of the block, wait until the server has released their locks."""
         pids = []
         for connection in connections:
-            with suppress(Exception):  # the connection is closed
+            with suppress(Exception):  # raised if the connection is closed
                 pids.append(connection.info.backend_pid)
         look = self._server_connection()
         look.execute(_END, {"pids": pids})

@@ -37,7 +37,7 @@ class SqlitePlace(OtherProgram):
 
     def __init__(self, app: App) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="groundstate-lab-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))  # noqa: S108  # in memory if it can be
-        self._state = self.folder / "state"  # instead of the state folder in the user's home
+        self._state = self.folder / "state"  # used by the app in place of the state folder in the user's home
         self._stores = stores_of_app(app)
         self._filled: Copy = []
         self._asking: dict[int, sqlite3.Connection] = {}
@@ -122,8 +122,8 @@ class SqlitePlace(OtherProgram):
     def _write_files(self, copy: Copy, *, keep: str) -> None:
         """Write the copy to the database files, and remove the other files.
 
-        keep: a part of the names of files that stay, such as files that no backup contains. The state folder stays too. With '' everything
-            is removed first.
+        keep: files whose names contain this text stay, and so does the state folder. A restore keeps the files that a backup does not
+            contain. With '' everything is removed first.
         """
         self._close_engines()
         if not keep:

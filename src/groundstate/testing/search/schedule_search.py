@@ -196,6 +196,6 @@ def order_evenly(schedules: Sequence[Schedule], dice: SeededDice) -> list[Schedu
 def _can_lost_lock_matter(seen: CleanRun, number: int) -> bool:
     """Return whether it is worth trying to take a worker's lock away at this crossing.
 
-    Before a statement it is not: the effect would be the same as at the end of the statement's transaction.
+    A crossing before a statement is not worth trying: the effect would be the same as at the end of the statement's transaction.
     """
     return seen.crossings[number - 1].kind != "statement"

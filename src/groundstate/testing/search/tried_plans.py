@@ -1,7 +1,7 @@
 """Remembers which schedules were tried, so that no run is made twice.
 
-A run is deterministic. So a schedule repeats an earlier run if its last move comes after the end of the run without that move, or if it has
-a mood for a call that is never made.
+A run is deterministic. So a schedule repeats an earlier run if its last move would happen at a crossing that the run never reaches. It also
+repeats one if it has a mood for a call that the run never makes.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ class Tried:
         return same if length is not None and length.calls < last else None
 
     def _find_same_without_idle_move(self, one: Schedule) -> Schedule | None:
-        """Leave out the first move of this schedule, and return a tried schedule that gives the same run as the rest.
+        """Leave out the first move, and return a tried schedule that gives the same run as the other moves.
 
-        Return None if there is none, if the move would write something in the clean run, or if the schedule has more than moves.
+        Return None if no such schedule was tried, if the first move would write something in the clean run, or if the schedule has
+        disturbances that are not moves.
         """
         first = min(one.moves, default=None)
         if first is None or first.kind != "meanwhile" or replace(one, moves=()) != Schedule():

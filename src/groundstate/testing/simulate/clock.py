@@ -1,4 +1,4 @@
-"""The clock of a lab: a test declares with it when each run begins and how its clock leaps, and moves the time."""
+"""The clock of a lab. With it, a test declares when each run begins and which leaps of the clock are tried, and moves the time."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ClockedRun(Protocol):
 
 
 class FrozenRun:
-    """Stands in for the current run while a transaction is tried out. Its time does not change; it records whether the transaction tried to
-    change it.
+    """Stands in for the current run while a transaction is tried out. The time stands still. The object only records whether the
+    transaction tried to move a clock.
     """
 
     def __init__(self, time: Time) -> None:
@@ -92,7 +92,7 @@ class Clock:
         self.moves = replace(self.moves, begins=at)
 
     def ends(self, at: datetime) -> None:
-        """Do not wait for records that become due after this time. Declare it if a timer sets itself again for ever.
+        """Do not wait for records that become due after this time. Call this method if the app has a timer that sets itself again for ever.
 
         Raises:
             DeclarationError: `at` is a naive datetime.

@@ -35,7 +35,7 @@ class Actor:
         self.done = False
         self.dead = False
         self.ready: Callable[[], bool] = _always_ready  # returns whether the parked thread can be resumed
-        self.until: float | None = None  # monotonic seconds from which on the thread can be resumed anyway; None if there is no such time
+        self.until: float | None = None  # monotonic seconds after which the thread can be resumed even if not `ready`; None if never
         self._run = run
         # Plain locks serve as signals, since they are far quicker than semaphores. A thread waits for its lock, and the other thread
         # releases it.
@@ -49,7 +49,7 @@ class Actor:
         self._thread.start()
 
     def run_until_parked(self, patience_s: float | None = None) -> bool:
-        """Let the thread run until it parks or ends. Return False if it still runs after `patience_s` seconds; None waits without limit."""
+        """Let the thread run until it parks or ends. Return False if it still runs after `patience_s` seconds. With None, wait for ever."""
         self.ready, self.until = _always_ready, None
         self._go.release()
         return self._parked.acquire(timeout=-1 if patience_s is None else patience_s)

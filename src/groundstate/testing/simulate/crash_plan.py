@@ -1,8 +1,7 @@
-"""The schedule of one run: its moves (what disturbs the run at which crossing) and the moods of its calls. It can be written as a line of
-text.
+"""The schedule of one run: its moves (what disturbs the run at which crossing) and the moods of its calls (what happens to each call).
 
-Crossings are numbered from 1 in the order in which the workers of a run reach them, across restarts; calls in the order in which they are
-sent. The same schedule on the same app always gives the same run.
+A schedule can be written as a line of text. Crossings are numbered from 1 in the order in which the workers of a run reach them, across
+restarts. Calls are numbered from 1 in the order in which they are sent. The same schedule on the same app always gives the same run.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The disturbances of one run. moods: pairs of call number and mood; a call without a mood is done, and its answer arrives."""
+    """The disturbances of one run. moods: pairs of call number and mood; a call without a mood is carried out, and its answer arrives."""
 
     moves: tuple[Move, ...] = ()
     moods: tuple[tuple[int, Mood], ...] = ()
@@ -63,8 +62,8 @@ class Schedule:
 
     @property
     def sort(self) -> str:
-        """Return the sort of the schedule, which is used to count: the kind of its only move, `calls` for one mood, `mixtures` for several
-        disturbances, or `others`.
+        """Return the sort of the schedule: the kind of its only move, `calls` for one mood, `mixtures` for several disturbances, or
+        `others`. Schedules are counted by sort.
         """
         if self.size > 1:
             return "mixtures"

@@ -98,7 +98,7 @@ class InterceptedDatabase:
         self._stage, self._process = stage, process
         self._reset_transaction(inside=False)
         if not self._warm:
-            # Otherwise the queries that SQLAlchemy sends on an engine's first connection would be crossings, in the first run only.
+            # SQLAlchemy sends queries on an engine's first connection. Connect once now, so that they are no crossings of the first run.
             self.opened[0].engine.connect().close()
             self.opened[0].engine.dispose()
             process.connections.clear()

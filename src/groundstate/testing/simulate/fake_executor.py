@@ -136,8 +136,9 @@ class LabCallExecutor(CallExecutor):
             self._deliver_answer(in_flight, self._result_of_returned_value(in_flight, effect.answer), effect)
 
     def _result_after_time_out(self, in_flight: InFlightCall, error: TimeoutError) -> CallResult:
-        """Return the call result that the engine gets after a time-out. If the user's own call turns the time-out into a definite result,
-        it is that result; otherwise it is the result of a TimeoutError.
+        """Return the call result that the engine gets after a time-out.
+
+        If the user's own call turns a time-out into a definite result, return that result. Otherwise return the result for a TimeoutError.
         """
         call = in_flight.query.spec.call
         assert call is not None  # noqa: S101  # only reactions with a call have calls in flight

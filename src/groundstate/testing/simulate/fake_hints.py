@@ -24,7 +24,7 @@ class HintDelivery:
         self._held_back: list[Arriving] = []
 
     def arriving_hints(self, process: Process, touched: TouchedRecords) -> Sequence[Arriving]:
-        """Return the hints that arrive when the process sends a hint for the touched records: none, this hint, or also others."""
+        """Return the hints that arrive when the process sends a hint for the touched records: none, this hint, or several hints."""
         mine = (process, touched)
         match self._fate:
             case "lost":

@@ -18,7 +18,7 @@ Identity = tuple[str, str, str, str]  # (app, reaction, record, occurrence): whi
 
 
 class Mood(enum.Enum):
-    """What happens to a call. The value is the mood's name in a schedule. Another setting says when a lookup sees what the call did."""
+    """What happens to a call. The value is the mood's name in a schedule. `Schedule.lookups_lag` says when a lookup sees the effect."""
 
     DONE = "done"
     REFUSED = "refused"  # the call raises NotDone: surely nothing was done
@@ -65,8 +65,8 @@ class Ledger(Generic[A]):
 
 
 class Client:
-    """Gives access to the fake provider. The function `through` of `lab.fake` makes from it the client for the user's own call and
-    lookup.
+    """Gives access to the fake provider. The function `through`, an argument of `lab.fake`, receives it and makes the client for the
+    user's own call and lookup.
     """
 
     def __init__(self, request: Callable[[str, Any], Any], seen: Callable[[], list[Effect[Any]]]) -> None:

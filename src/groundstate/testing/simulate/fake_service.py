@@ -70,14 +70,14 @@ class ExternalService:
 
     @property
     def surely_settled_within_s(self) -> float:
-        """Seconds after which each call that is in flight now is surely settled: its outcome is known, or it was not carried out and was
-        repeated.
+        """Seconds after which every call that is in flight now is surely settled: its outcome is known, or the call was repeated because it
+        had not been carried out.
         """
         return max((_longest_arrival_time(call).total_seconds() for call in self._fakes), default=60.0) + RETRIED_S
 
     def _visible_from_s(self, in_flight: InFlightCall) -> float:
-        """Return from when a lookup sees the effect of this call, in seconds since the run began: from now, or from just after the
-        last moment that `settle_after` allows.
+        """Return the time from which on a lookup sees the effect of this call, in seconds since the run began. It is now, or just after
+        the last moment that `settle_after` allows.
         """
         if not self._finds_lag or _declared_call(in_flight).in_doubt.settle_after is None:
             return self._time.now_s
@@ -99,7 +99,7 @@ def _declared_call(in_flight: InFlightCall) -> CallSpec:
 
 
 def _longest_arrival_time(call: CallSpec) -> timedelta:
-    """Return for how long after a call was begun its request may still arrive."""
+    """Return the longest time between the beginning of this call and the arrival of its request."""
     return call.timeout + MARGIN + _settle_after(call)
 
 

@@ -23,10 +23,10 @@ class Restarts:
         self._begun: dict[bytes, list[float]] = {}
 
     def was_tried(self, left: object, now_s: float) -> bool:
-        """Return whether a restart from this state was tried, nearly `now_s` seconds after its run began. If not, remember this
-        restart.
+        """Return whether a restart from this state was tried at nearly the same time of a run. If not, remember this restart.
 
         left: the state left behind by the dead processes. Two states are equal if their reprs are equal.
+        now_s: the time of this restart, in seconds since its run began.
         """
         begun = self._begun.setdefault(hashlib.sha256(repr(left).encode()).digest(), [])
         if any(abs(now_s - earlier_s) < NEARLY_S for earlier_s in begun):

@@ -41,8 +41,8 @@ from groundstate.values.errors import StoppedError
 
 STATEMENT_S = 0.001  # seconds by which each crossing moves the lab's clock
 
-IDLE_AFTER = 30  # after this many crossings without a change, further crossings count as those of idle workers that poll
-IDLE_TIMES = 3  # a run may have this many times its limit of crossings if the crossings of idle workers count too
+IDLE_AFTER = 30  # after this many crossings at which no commit wrote anything, the next crossings count as those of idle workers
+IDLE_TIMES = 3  # a run counts as endless after this many times `limit` crossings, including those of idle workers
 
 
 class Stage:
@@ -96,10 +96,10 @@ class Stage:
         self._came_in = 0  # number of committed transactions of other programs plus number of moves of clocks
         self._scheduler = ThreadScheduler(self.time, place, self._on_thread_parked)
         self._reached: tuple[Process, str, str, bool] | None = None
-        self.restarts: Restarts | None = None  # the restarts that were tried, at which the run may end early; None if it may not
+        self.restarts: Restarts | None = None  # the restarts tried so far; if not None, an equal restart ends the run
         self.joined = False
         self._dice = Dice(0)
-        self._runtime = Runtime()  # the stand-ins with which workers are made; those of this run within `use_stand_ins`
+        self._runtime = Runtime()  # the clocks, threads and so on that new workers get; `use_stand_ins` replaces them by stand-ins
         self._acts: list[int] = []  # numbers of the other programs' transactions that were committed, in order
         self._copy: Any = None
         self._stopping = False
@@ -151,7 +151,7 @@ class Stage:
     def stop(self) -> bool:
         """Stop all processes cleanly.
 
-        Return False if work may be left, since meanwhile a process died or was started, or another program committed.
+        Return False if a process died or was started meanwhile, or another program committed: work may be left then.
         """
         alive, came_in, self._stopping = self.alive, self._came_in, True
         for process in alive:
@@ -290,13 +290,14 @@ class Stage:
             self.marks.append(
                 (self._changes, len(self._scheduler.tasks), self.place.content_hash(), *(one.state_left_behind() for one in self.alive))
             )
-            # while the workers stop, a commit of another program would make the lab start new workers
+            # Transactions of other programs are not tried while the workers stop, since their commit would make the lab start new workers.
             if not self._stopping and (self.place.locks_rows or not inside):
                 self.idle.update((which, crossing.number) for which, act in enumerate(self.meanwhile, 1) if self.is_idle(act))
         moves, self._kept_out = [*self._kept_out, *self._moves.get(crossing.number, ())], []
         for move in moves:
             if move.kind == "freeze" and kind in ("statement", "commit"):
-                self._kept_out.append(move)  # a worker that stands still in a transaction would keep the others out of an SQLite store
+                # The freeze waits for the end of the transaction: a worker that stands still inside it would lock the others out of SQLite.
+                self._kept_out.append(move)
             else:
                 self._carry_out_move(move, process, crossing)
         if (
@@ -317,7 +318,7 @@ class Stage:
         return not (self.alive or to_come or in_air)
 
     def _state_left_behind(self) -> object:
-        """Return the state that determines the rest of the run if every process is dead; see the module `restarts`."""
+        """Return the state that determines the rest of the run once every process is dead, as the module `restarts` describes."""
         leaps = any(move.kind == "leap" for move in self.schedule.moves)
         how = (self.schedule.hints, self.schedule.lookups_lag, self.schedule.workers, leaps, self._after_restore)
         judged = None if self.judge is None else self.judge.state_for_next_checks()
@@ -463,8 +464,8 @@ class Stage:
             self.judge.on_outcome_delivered(process, effect)
 
     def _run_check(self, judge: Callable[[], None]) -> None:
-        """Run a check of the judge. Keep an exception that it raises until the director's thread can raise it: here, the engine or a user's
-        function might catch it.
+        """Run a check of the judge. Keep an exception that it raises until the director's thread can raise it. If it were raised here, the
+        engine or a user's function might catch it.
         """
         try:
             judge()
@@ -473,7 +474,10 @@ class Stage:
 
     # ---- hints ---------------------------------------------------------------------------------------------------------------------
     def note_commit(self, touched: commit_hooks.TouchedRecords) -> None:
-        """Deliver the hint of a commit (which records it touched) to the workers of the process that committed, as the schedule says."""
+        """Deliver the hint of a commit to the workers of the process that committed, as the schedule says.
+
+        touched: the records that the commit changed, which the hint names.
+        """
         me = cooperative_threads.current_actor()
         process = next((one for one in self.processes if me in one.actors), None)
         if process is None:

@@ -38,7 +38,7 @@ class ThreadScheduler:
 
     @property
     def is_alone(self) -> bool:
-        """Return whether only one process is alive, and no other is to run next."""
+        """Return whether only one process is alive, and no process is preferred as the next to run."""
         return len(self.alive) == 1 and self.preferred is None
 
     def next_task_s(self) -> float | None:

@@ -110,9 +110,9 @@ class InvariantJudge:
         self._holding: frozenset[Condition] = frozenset()
         self._restored = False
         self._brought: list[tuple[Process, Effect[Any]]] = []
-        self._ran: list[object] = []  # the user's functions that ran with their records, and the states that `always` saw
+        self._ran: list[object] = []  # runs of the user's functions, and the states of the databases that `always` saw
         self.stage: Stage | None = None
-        self.carried_out: set[str] = set()  # names of the reactions of which a handler's work was committed
+        self.carried_out: set[str] = set()  # names of the reactions for which a handler's work was committed
         self.specs = [[self._wrap_handlers(spec) for spec in some] for some in specs]
 
     def watch_schedule(self, spec: ScheduleSpec) -> ScheduleSpec:
@@ -121,7 +121,7 @@ class InvariantJudge:
         return replace(spec, handler=replace(handler, call=wraps(handler.call)(partial(self._run_prepare, spec, handler.call))))
 
     def begin_run(self, stage: Stage) -> None:
-        """Reset the judge for a run. A record that meets a condition now counts as having begun to meet it once."""
+        """Reset the judge for a run. Each condition that a record meets now counts as having become true once."""
         self.stage = stage
         self._entries.clear()
         self._rounds.clear()
@@ -178,9 +178,7 @@ class InvariantJudge:
         self._check_every_effect_is_listed(self._read_attempts())
 
     def state_for_next_checks(self) -> object:
-        """Return what the judge remembers that later checks depend on. The states of the database and of the services are not part of
-        it.
-        """
+        """Return the part of the judge's memory that later checks use, without the states of the database and the services."""
         assert self.stage is not None  # noqa: S101  # it is called only during a run
         counted = [sorted(some.items()) for some in (self._entries, self._rounds)]
         brought = [(one.key, one.answer) for process, one in self._brought if not process.killed]
@@ -388,8 +386,8 @@ class InvariantJudge:
 
     @contextmanager
     def _watch_user_function(self, spec: ReactionSpec | ScheduleSpec) -> Iterator[None]:
-        """Watch a user's function in the block. A forbidden action ends the run, even if the engine catches the Violation that it
-        raises.
+        """Watch the user's function that runs in the block. If it does something forbidden, a Violation is raised. The Violation ends the
+        run, even if the engine catches it.
         """
         try:
             with nullcontext() if self._around is None else self._around(spec.name):
@@ -432,7 +430,8 @@ def _remove_on_rollback(transaction: list[Callable[[], None]], took: Callable[[]
 
     The list has the functions to call at the commit.
 
-    If the handler failed before its first statement, SQLAlchemy sends no ROLLBACK TO SAVEPOINT. So an event of the session is used.
+    An event of the session reports the rollback. The statement ROLLBACK TO SAVEPOINT cannot serve for this: SQLAlchemy does not send it if
+    the handler failed before its first statement.
     """
     nested = session.get_nested_transaction() if session is not None else None
     if session is None or nested is None:
