@@ -428,7 +428,10 @@ class CallTurns:
             waiting, after_pause = locks.keys_of_waiting_records(queue), set(locks.keys_after_pause(queue, now))
             others += [result for result in results_of_query if _key_of(result) not in waiting]
             due += [result for result in results_of_query if _key_of(result) in after_pause]
-        self._conclude_despite_locks(due)
+        try:
+            self._conclude_despite_locks(due)
+        finally:
+            self._worker_state.incarnation.at_work = None
         return others
 
     def _conclude_despite_locks(self, results: Sequence[CallResult]) -> None:
